@@ -205,6 +205,12 @@ class Evaluation(Base):
     judge_id: Mapped[int] = mapped_column(ForeignKey("judge.id"))
     status: Mapped[str] = mapped_column(String(20))
     """partial | complete."""
+    flags: Mapped[list[Any]] = mapped_column(default=list)
+    """Why a reader should doubt this cell: [{"flag", "reason"}], e.g. answers that look like a canary's."""
+    statistics: Mapped[dict[str, Any]] = mapped_column(default=dict)
+    """What is no score: the judge's position and length preference here, categories, coefficients of a fit."""
+    provenance: Mapped[dict[str, Any]] = mapped_column(default=dict)
+    """Of imported ones: {"source", "files": [{"name", "sha256"}], "format"}; empty for what was measured here."""
     created_at: Mapped[datetime] = mapped_column(default=now)
     finished_at: Mapped[datetime | None]
     answer_set: Mapped[AnswerSet] = relationship()
@@ -233,6 +239,47 @@ class Judgment(Base):
     created_at: Mapped[datetime] = mapped_column(default=now)
 
 
+class JudgeResponse(Base):
+    """What a judge's endpoint replied to one request, kept the moment it arrives and never asked for again.
+
+    Verdicts are derived from it; two evaluations that ask the same question of the same judge share it.
+    """
+
+    __tablename__ = "judge_response"
+    id: Mapped[int] = mapped_column(Identity, primary_key=True)
+    key: Mapped[str] = mapped_column(String(64), unique=True)
+    """Hash of endpoint, model, messages, sampling parameters and the index of the sample."""
+    model: Mapped[str] = mapped_column(String(200))
+    """As asked for."""
+    served_model: Mapped[str | None] = mapped_column(String(200))
+    """As the endpoint says that it answered with."""
+    endpoint: Mapped[str] = mapped_column(String(300))
+    response: Mapped[dict[str, Any]]
+    tokens_in: Mapped[int] = mapped_column(default=0)
+    tokens_out: Mapped[int] = mapped_column(default=0)
+    micro_dollars: Mapped[int] = mapped_column(BigInteger, default=0)
+    created_at: Mapped[datetime] = mapped_column(default=now)
+
+
+class Calibration(Base):
+    """How far a judge agrees with people and gold labels on one data set, both orders asked."""
+
+    __tablename__ = "calibration"
+    __table_args__ = (UniqueConstraint("judge_key", "dataset"),)
+    id: Mapped[int] = mapped_column(Identity, primary_key=True)
+    judge_key: Mapped[str] = mapped_column(String(64))
+    """Hash of kind and model or fingerprint, whatever the benchmark's prompt."""
+    judge_name: Mapped[str] = mapped_column(String(200), index=True)
+    judge_kind: Mapped[str] = mapped_column(String(30))
+    dataset: Mapped[str] = mapped_column(String(100))
+    version: Mapped[str] = mapped_column(String(100))
+    n: Mapped[int]
+    n_failed: Mapped[int]
+    statistics: Mapped[dict[str, Any]]
+    """metric -> {"value", "low", "high", "n"}: agreement, kappa, flip rate, first-position preference, ..."""
+    created_at: Mapped[datetime] = mapped_column(default=now)
+
+
 class Score(Base):
     """One metric of one evaluation, with its interval."""
 
@@ -246,6 +293,8 @@ class Score(Base):
     low: Mapped[float | None]
     high: Mapped[float | None]
     """95 % interval unless `method` says otherwise."""
+    stderr: Mapped[float | None]
+    """Standard error of `value` over what `method` resamples; the metric's own where the reference defines one."""
     method: Mapped[str] = mapped_column(Text)
     n: Mapped[int]
     n_failed: Mapped[int]

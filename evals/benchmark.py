@@ -58,6 +58,8 @@ class ScoreRow:
     """`value` if every failed item had gone as badly, or as well, as it could; None where nothing bounds it."""
     headline: bool = False
     higher_is_better: bool | None = True
+    stderr: float | None = None
+    """Standard error of `value` over what `method` resamples; the metric's own where the reference defines one."""
 
     def fields(self) -> dict[str, Any]:
         return asdict(self)
@@ -67,7 +69,7 @@ class ScoreRow:
         """The row as it may be shown: a headline of which more than 1 % of the items failed loses value and interval."""
         if not self.headline or self.n_failed <= MAX_FAILED * (self.n + self.n_failed):
             return self
-        return replace(self, value=None, low=None, high=None)
+        return replace(self, value=None, low=None, high=None, stderr=None)
 
 
 class Benchmark(ABC):

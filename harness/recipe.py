@@ -161,7 +161,8 @@ class DPO(Training):
 
 class Benchmark(Section):
     name: str
-    variant: Literal["starter", "official"] = "official"
+    variant: str = "official"
+    """`official`, `starter` (the small set shipped with the harness), or another version of the data that the benchmark names."""
     limit: Positive | None = None
     """A seeded sample of so many questions; never ranked with full runs."""
     max_tokens: Positive | None = None

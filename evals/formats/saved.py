@@ -1,0 +1,178 @@
+"""What every file format of a reference tool is read into and written from, and the table of the formats.
+
+A format knows one benchmark's files. Reading gives scores computed by this project's own statistics, and the answers and
+verdicts that they came from, so that the same reader serves `harness rescore` (print) and `harness import` (record).
+Nothing here needs a model, a network or a registry.
+"""
+
+import hashlib
+import importlib
+import json
+import tempfile
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Protocol
+
+from core.errors import MissingInput, RecipeError
+from evals.benchmark import ScoreRow, read_text
+from evals.records import Verdict
+
+
+@dataclass(frozen=True)
+class SavedAnswer:
+    """One answer as another tool saved it; fields as in `db.models.Answer`."""
+
+    question_id: str
+    text: str
+    turn: int = 1
+    sample: int = 0
+    prompt: str = ""
+    output_tokens: int = 0
+    detail: Mapping[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class SavedOutputs:
+    """What one model answered to one benchmark."""
+
+    model: str
+    answers: Sequence[SavedAnswer]
+    notes: Sequence[str] = ()
+
+
+@dataclass(frozen=True)
+class SavedEvaluation:
+    """One model's judged or executed answers, and the scores derived from them."""
+
+    model: str
+    judge: str
+    """Model name of the judge; "sandbox:<mode>" where code was run; "metrics" where nobody judged."""
+    judge_kind: str
+    """openai | sandbox | none."""
+    judge_config: Mapping[str, Any]
+    """What else distinguishes the verdicts: annotator, prompt, parser, options of the metrics."""
+    scores: Sequence[ScoreRow]
+    verdicts: Sequence[Verdict] = ()
+    answers: Sequence[SavedAnswer] = ()
+    statistics: Mapping[str, Any] = field(default_factory=dict)
+    """For `evaluation.statistics`: categories, coefficients, biases."""
+    notes: Sequence[str] = ()
+    """What a reader must know, in sentences: stand-in data, rows left out, duplicates."""
+
+
+@dataclass(frozen=True)
+class PublishedScore:
+    """One cell of a published leaderboard; always marked as published."""
+
+    model: str
+    score: ScoreRow
+    judge: str
+
+
+class SavedFormat(Protocol):
+    """One benchmark's files. A method that a format cannot serve raises RecipeError saying what can be done instead."""
+
+    benchmark: str
+    options: Mapping[str, tuple[str, ...]]
+    """Option -> its allowed values, the default first; `harness rescore --help` shows them."""
+    assets: Sequence[str]
+    """Files of the benchmark (`Benchmark.assets` and `optional_assets`) that the scores need; [] for none."""
+
+    def read(self, paths: Sequence[Path], options: Mapping[str, str], files: Mapping[str, Path]) -> list[SavedEvaluation]:
+        """Judgments or samples -> evaluations, one a model, sorted by model name.
+
+        `options` holds every key of `self.options`; `files` what was found of `self.assets`. Raises MissingInput naming
+        the file and row of what cannot be read, and the fix.
+        """
+
+    def read_outputs(self, paths: Sequence[Path]) -> list[SavedOutputs]:
+        """Answers without judgments, for judging here."""
+
+    def write(self, model: str, rows: "Stored", folder: Path) -> list[Path]:
+        """Files of the reference tool's layout under `folder`; returns their paths."""
+
+    def read_published(self, paths: Sequence[Path]) -> list[PublishedScore]:
+        """A published leaderboard."""
+
+
+@dataclass(frozen=True)
+class Stored:
+    """What the registry holds of one evaluation, as a format's `write` gets it."""
+
+    questions: Sequence[Any]
+    """`evals.benchmark.Question`s, in the benchmark's order."""
+    answers: Mapping[tuple[str, int, int], Any]
+    """(question id, turn, sample) -> `db.models.Answer`."""
+    judgments: Mapping[tuple[str, int, int, int], Any]
+    """(question id, turn, sample, game) -> `db.models.Judgment`."""
+    judge: str
+    scores: Sequence[Any]
+    """`db.models.Score`s."""
+    version: str
+    settings: Mapping[str, Any]
+
+
+_FORMATS = {
+    "alpaca_eval": "evals.formats.alpaca_eval:AlpacaEvalFormat",
+    "arena_hard": "evals.formats.arena_hard:ArenaHardFormat",
+    "arena_hard_v2": "evals.formats.arena_hard:ArenaHardV2Format",
+    "mt_bench": "evals.formats.mt_bench:MTBenchFormat",
+    "human_eval": "evals.formats.programs:HumanEvalFormat",
+    "mbpp": "evals.formats.programs:MBPPFormat",
+    "truthful_qa": "evals.formats.truthful_qa:TruthfulQAFormat",
+    "lm_eval": "evals.formats.lm_eval:LMEvalFormat",
+}
+
+FORMATS = tuple(_FORMATS)
+
+
+def get_format(name: str) -> SavedFormat:
+    """The format of that benchmark. Raises RecipeError naming the known ones."""
+    if name not in _FORMATS:
+        raise RecipeError(f"There is no saved-work format {name!r}; use one of {', '.join(FORMATS)}.")
+    module, attribute = _FORMATS[name].split(":")
+    return getattr(importlib.import_module(module), attribute)()
+
+
+def file_sha256(path: Path) -> str:
+    """sha256 (hex) of a file's bytes as they lie there."""
+    return hashlib.sha256(Path(path).read_bytes()).hexdigest()
+
+
+def read_rows(path: Path) -> list[dict[str, Any]]:
+    """Rows of a JSON list or JSON-lines file, plain or gzipped.
+
+    Raises MissingInput for a file that is absent, empty or neither, naming the line.
+    """
+    try:
+        text = read_text(Path(path))
+    except (OSError, UnicodeDecodeError, EOFError) as error:
+        raise MissingInput(f"{path} cannot be read ({error}); give a plain or gzipped JSON or JSON-lines file.") from error
+    if text.lstrip().startswith("["):
+        try:
+            rows = json.loads(text)
+        except ValueError as error:
+            raise MissingInput(f"{path} is not valid JSON ({error}); is the file cut off?") from error
+    else:
+        rows = []
+        for number, line in enumerate(text.split("\n"), 1):
+            if line.strip():
+                try:
+                    rows.append(json.loads(line))
+                except ValueError as error:
+                    raise MissingInput(f"{path}, line {number} is not valid JSON ({error}); is the file cut off?") from error
+    bad = next((i for i, row in enumerate(rows, 1) if not isinstance(row, dict)), None)
+    if not rows or bad is not None:
+        found = "holds no rows" if not rows else f"row {bad} is not an object"
+        raise MissingInput(f"{path}: {found}; expected a JSON list of objects, or one object a line.")
+    return rows
+
+
+def write_text(path: Path, text: str) -> Path:
+    """Write a whole file or none; folders are made."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.NamedTemporaryFile("w", encoding="utf-8", dir=path.parent, prefix=f".{path.name}.", delete=False) as handle:
+        handle.write(text)
+    Path(handle.name).replace(path)
+    return path
