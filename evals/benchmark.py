@@ -91,6 +91,8 @@ class Benchmark(ABC):
     """variant -> files that are used when they are there."""
     headline: ClassVar[str]
     """Metric shown on the leaderboard. A benchmark may mark another metric where this one cannot be computed."""
+    unit: ClassVar[str] = "percent"
+    """percent: verdicts in [0, 1], shown times 100; rating: verdicts and scores 1..10; reward: raw."""
     default_decoding: ClassVar[dict[str, Any]] = {"temperature": 0.0, "top_p": 1.0, "max_tokens": 2048}
     """Official decoding: temperature (a float, or a dict by category with "default"), top_p, max_tokens, n (samples, 1)."""
     identity: ClassVar[dict[str, Any]] = {}

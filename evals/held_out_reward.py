@@ -21,6 +21,7 @@ class HeldOutReward(VerdictBenchmark):
     verdict = "reward"
     assets = {"run": ("questions",)}
     headline = "reward"
+    unit = "reward"
     # What the training maximises is the expected reward under the policy itself: its own distribution, untempered.
     default_decoding = {"temperature": 1.0, "top_p": 1.0, "max_tokens": 512}
 

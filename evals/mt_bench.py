@@ -55,6 +55,7 @@ class MTBench(JudgedBenchmark):
     assets = {"starter": ("questions", "references"), "official": ("questions", "references", "judge_prompts")}
     optional_assets = {"starter": ("judge_prompts",)}
     headline = "score"
+    unit = "rating"
     # FastChat `temperature_config`; its max_new_token is 1024.
     default_decoding = {
         "temperature": {"writing": 0.7, "roleplay": 0.7, "stem": 0.1, "humanities": 0.1, "default": 0.0},

@@ -2,7 +2,8 @@
 
 What is resampled is the prompt (the cluster), never the judgment: two games or two turns of one prompt are not
 independent, and treating them so makes intervals too narrow (Arena-Hard's gpt-4-0613: 35.3 to 40.4 by battle, 33.9 to
-41.8 by prompt).
+41.8 by prompt). Intervals are BCa with the percentiles widened for small samples: the plain percentile bootstrap covers
+93 times in 100 on skewed ratings of 80 questions (docs/results/coverage.md).
 """
 
 import math
@@ -16,7 +17,7 @@ from numpy.typing import ArrayLike, NDArray
 RESAMPLES = 10_000
 CONFIDENCE = 0.95
 
-# Resampled weights held in memory at once: 4M int64 = 32 MiB.
+# Resampled clusters held in memory at once: 4M indices and their float64 values, 48 MiB at most.
 _CHUNK = 4_000_000
 # Up to so many clusters every sign pattern is tried, 2^14 = 16,384, in place of a random 10,000.
 _EXACT_CLUSTERS = 14
@@ -30,6 +31,8 @@ class Interval:
     low: float | None
     high: float | None
     method: str
+    stderr: float | None = None
+    """Standard error over clusters (linearised ratio, ddof 1); None without spread or with one cluster."""
 
 
 @dataclass(frozen=True)
@@ -57,7 +60,7 @@ def mean_interval(
     confidence: float = CONFIDENCE,
     seed: int = 0,
 ) -> Interval:
-    """Weighted mean of `values` [n] with a percentile bootstrap interval over clusters.
+    """Weighted mean of `values` [n] with a BCa bootstrap interval over clusters (see `_ends`).
 
     `clusters` [n] labels what is resampled together (default: each value alone); the mean is the ratio of resampled sums,
     sum(w v) / sum(w). With `support`, the range that the values lie in, values without any spread get the Wilson interval
@@ -75,10 +78,8 @@ def mean_interval(
         return Interval(value, support[0] + low * width, support[0] + high * width, "Wilson (no spread)")
     if count < 2:
         return Interval(value, None, None, "one cluster")
-    draws = _resampled_ratios(totals, masses, resamples, seed)
-    tail = 100 * (1 - confidence) / 2
-    low, high = np.percentile(draws, [tail, 100 - tail])
-    return Interval(value, float(low), float(high), f"question bootstrap, {resamples} resamples")
+    low, high = _ends(totals, masses, resamples, confidence, seed)
+    return Interval(value, low, high, f"question bootstrap (BCa), {resamples} resamples", _ratio_error(totals, masses))
 
 
 def standard_error(values: ArrayLike) -> float | None:
@@ -131,14 +132,10 @@ def paired_difference(
     if count < 2 or np.ptp(differences) == 0:
         # Equal differences everywhere: nothing to resample, the signs still speak.
         return Difference(value, None, None, _sign_flip_p(totals, resamples, seed), None, count)
-    draws = _resampled_ratios(totals, masses, resamples, seed)
-    tail = 100 * (1 - confidence) / 2
-    low, high = np.percentile(draws, [tail, 100 - tail])
-    # Linearised variance of a ratio of cluster sums.
-    residuals = totals - value * masses
-    error = math.sqrt(count / (count - 1) * float((residuals**2).sum())) / float(masses.sum())
+    low, high = _ends(totals, masses, resamples, confidence, seed)
     p = _sign_flip_p(totals, resamples, seed)
-    return Difference(value, float(low), float(high), p, minimum_detectable_effect(error), count)
+    mde = minimum_detectable_effect(_ratio_error(totals, masses))
+    return Difference(value, low, high, p, mde, count)
 
 
 def minimum_detectable_effect(error: float, power: float = 0.8, alpha: float = 1 - CONFIDENCE) -> float:
@@ -182,20 +179,70 @@ def _cluster_sums(
     return v, np.bincount(index, v * w, len(order)), np.bincount(index, w, len(order))
 
 
+def _ratio_error(totals: NDArray[np.float64], masses: NDArray[np.float64]) -> float:
+    """Standard error of sum(totals) / sum(masses) over clusters: linearised, ddof 1 (the sem where all masses are 1)."""
+    count = len(totals)
+    residuals = totals - totals.sum() / masses.sum() * masses
+    return math.sqrt(count / (count - 1) * float((residuals**2).sum())) / float(masses.sum())
+
+
+def _ends(
+    totals: NDArray[np.float64], masses: NDArray[np.float64], resamples: int, confidence: float, seed: int
+) -> tuple[float, float]:
+    """Ends of the bias-corrected and accelerated bootstrap interval (Efron 1987, eq. 6.6) of a ratio of cluster sums.
+
+    z is widened to t_{n-1} sqrt(n / (n-1)), the small-sample correction of the percentiles by Hesterberg (2015, section
+    3.2.2): percentiles of resampled means follow the spread with divisor n and know nothing of its own uncertainty.
+    """
+    count = len(totals)
+    draws = _resampled_ratios(totals, masses, resamples, seed)
+    value = totals.sum() / masses.sum()
+    normal = NormalDist()
+    # Equal ratios differ in their last bits; they count as half below.
+    tie = 1e-12 * max(1.0, float(np.abs(draws).max()))
+    below = float((draws < value - tie).mean() + (draws <= value + tie).mean()) / 2
+    bias = normal.inv_cdf(min(max(below, 1 / len(draws)), 1 - 1 / len(draws)))
+    residuals = totals - value * masses
+    spread = float((residuals**2).sum())
+    skew = float((residuals**3).sum()) / (6 * spread**1.5) if spread > 0 else 0.0
+    wide = t_quantile(0.5 + confidence / 2, count - 1) * math.sqrt(count / (count - 1))
+
+    def level(z: float) -> float:
+        # Beyond 1 / skew the acceleration turns round; the end of the draws is then the answer.
+        slope = 1 - skew * (bias + z)
+        return normal.cdf(bias + (bias + z) / slope) if slope > 0 else float(bias + z > 0)
+
+    low, high = np.percentile(draws, [100 * level(-wide), 100 * level(wide)])
+    return float(low), float(high)
+
+
+def t_quantile(p: float, freedom: int) -> float:
+    """Quantile of Student's t (Abramowitz and Stegun 26.7.5; below 1e-4 of the quantile's size from 10 degrees of freedom)."""
+    z = NormalDist().inv_cdf(p)
+    terms = (
+        (z**3 + z) / 4,
+        (5 * z**5 + 16 * z**3 + 3 * z) / 96,
+        (3 * z**7 + 19 * z**5 + 17 * z**3 - 15 * z) / 384,
+        (79 * z**9 + 776 * z**7 + 1482 * z**5 - 1920 * z**3 - 945 * z) / 92160,
+    )
+    return z + sum(term / freedom**power for power, term in enumerate(terms, 1))
+
+
 def _resampled_ratios(totals: NDArray[np.float64], masses: NDArray[np.float64], resamples: int, seed: int) -> NDArray[np.float64]:
     """[resamples] ratios of sums over clusters drawn with replacement."""
     generator = np.random.default_rng(seed)
     count = len(totals)
-    columns = np.stack([totals, masses], axis=1)
+    index = np.uint16 if count <= 2**16 else np.uint32
+    alike = np.ptp(masses) == 0
     chunk = max(1, _CHUNK // count)
     parts = []
     for start in range(0, resamples, chunk):
-        times = generator.multinomial(count, np.full(count, 1 / count), size=min(chunk, resamples - start))
-        sums = times @ columns
+        drawn = generator.integers(0, count, size=(min(chunk, resamples - start), count), dtype=index)
+        sums = totals[drawn].sum(axis=1)
+        weights = count * masses[0] if alike else masses[drawn].sum(axis=1)
         # Clusters of weight 0 alone have no mean; such a draw says nothing.
-        parts.append(sums[sums[:, 1] > 0])
-    drawn = np.concatenate(parts)
-    return drawn[:, 0] / drawn[:, 1]
+        parts.append(sums / weights if alike else sums[weights > 0] / weights[weights > 0])
+    return np.concatenate(parts)
 
 
 def _sign_flip_p(totals: NDArray[np.float64], resamples: int, seed: int) -> float:

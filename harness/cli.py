@@ -4,6 +4,8 @@ from typing import Annotated
 
 import typer
 
+from harness.cli_saved import add_commands
+
 app = typer.Typer(
     name="harness",
     help="Evaluation-centric leaderboard harness with training hooks for online iterative RLHF.",
@@ -15,6 +17,7 @@ app = typer.Typer(
 data_app = typer.Typer(help="Public data: what there is, where it was found, downloads and checks.", no_args_is_help=True)
 db_app = typer.Typer(help="The registry's schema.", no_args_is_help=True)
 ALL_BENCHMARKS = "alpaca_eval,arena_hard,mt_bench,human_eval,truthful_qa"
+add_commands(app)
 app.add_typer(data_app, name="data")
 app.add_typer(db_app, name="db")
 
@@ -91,6 +94,19 @@ def leaderboard(
     from harness.commands import print_leaderboard
 
     print_leaderboard(db, run, "json" if as_json else "csv" if as_csv else "markdown" if as_markdown else "table")
+
+
+@app.command(epilog="Examples: harness compare quickstart/iter-2   |   harness compare my-model zephyr-7b --json")
+def compare(
+    checkpoint: Annotated[str, typer.Argument(help="Name or start of the fingerprint.")],
+    other: Annotated[str | None, typer.Argument(help="What it is compared with (default: its parent).")] = None,
+    as_json: AsJson = False,
+    db: Database = None,
+) -> None:
+    """Compare two checkpoints: paired tests per benchmark, adjusted, with the smallest difference that could be seen."""
+    from harness.commands_saved import print_comparison
+
+    print_comparison(checkpoint, other, as_json, db)
 
 
 @app.command(epilog="Example: harness status quickstart")

@@ -7,6 +7,7 @@ from sqlalchemy import select
 from sqlalchemy.orm import Session
 
 from db import Registry, models
+from db.values import question_values
 from harness import record
 from harness.recipe import Recipe
 from train.hooks import Decision, History, Record, Value, make_hook
@@ -68,7 +69,7 @@ def iteration_record(session: Session, run_id: int, iteration: int) -> Record:
                 scores[f"{benchmark}/{score.metric}"] = (score.value, score.low, score.high, score.n)
                 if score.headline:
                     scores[benchmark] = (score.value, score.low, score.high, score.n)
-        values[benchmark] = _per_question(session, evaluation.id)
+        values[benchmark] = question_values(session, evaluation.id)
     pairs = session.scalar(
         select(models.PreferenceSet).where(models.PreferenceSet.run_id == run_id, models.PreferenceSet.iteration == iteration)
     )
@@ -82,19 +83,6 @@ def iteration_record(session: Session, run_id: int, iteration: int) -> Record:
         preferences=_columns(pairs) if pairs else {},
         seconds=sum(s for s in seconds if s),
     )
-
-
-def _per_question(session: Session, evaluation_id: int) -> dict[str, float]:
-    """Mean verdict of each question, over turns, samples and games."""
-    sums: dict[str, list[float]] = {}
-    rows = session.execute(
-        select(models.Judgment.question_id, models.Judgment.value).where(
-            models.Judgment.evaluation_id == evaluation_id, models.Judgment.value.is_not(None)
-        )
-    )
-    for question, value in rows:
-        sums.setdefault(question, []).append(value)
-    return {question: sum(v) / len(v) for question, v in sums.items()}
 
 
 def _columns(row: Any) -> dict[str, Any]:

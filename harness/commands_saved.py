@@ -1,0 +1,91 @@
+"""What rescore, import, export and compare do, behind the command line."""
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import typer
+from rich.console import Console
+from rich.text import Text
+
+from core.errors import RecipeError
+from harness.console import emit_json
+
+
+def print_rescored(benchmark: str, files: Sequence[Path], given: Mapping[str, str | None], as_json: bool) -> None:
+    """`harness rescore`."""
+    from harness import saved_work
+
+    made, evaluations, notes = saved_work.rescore(benchmark, files, given)
+    if as_json:
+        emit_json(saved_work.as_json(made, evaluations, notes))
+        return
+    console = Console()
+    console.print(saved_work.as_table(made, evaluations))
+    for note in saved_work.all_notes(evaluations, notes):
+        console.print(Text(note, style="dim"))
+
+
+def run_import(
+    benchmark: str,
+    files: Sequence[Path],
+    source: str | None,
+    outputs: bool,
+    published: bool,
+    given: Mapping[str, str | None],
+    as_json: bool,
+    db: str | None,
+) -> None:
+    """`harness import`."""
+    from db import Registry
+    from evals.formats.saved import get_format
+    from harness import importing, saved_work
+
+    if outputs and published:
+        raise RecipeError("--outputs and --published exclude each other: answers to be judged, or a published leaderboard.")
+    made = get_format(benchmark)
+    paths = saved_work.expand(files)
+    origin = importing.Source(source or ", ".join(sorted({path.name for path in paths})), paths, made.benchmark)
+    # Everything is read before anything is written.
+    if outputs:
+        read = made.read_outputs(paths)
+        lines = importing.import_outputs(Registry.open(db), made, read, origin)
+    elif published:
+        read = made.read_published(paths)
+        lines = importing.import_published(Registry.open(db), made, read, origin)
+    else:
+        options = saved_work.chosen_options(made, given)
+        located, notes = saved_work.asset_files(made)
+        read = made.read(paths, options, located)
+        lines = [*importing.import_evaluations(Registry.open(db), made, read, origin), *saved_work.all_notes(read, notes)]
+    if as_json:
+        emit_json({"benchmark": made.benchmark, "source": origin.provenance(), "imported": lines})
+    else:
+        for line in lines:
+            typer.echo(line)
+
+
+def run_export(
+    checkpoint: str, benchmark: str, form: str | None, judge: str | None, to: Path, as_json: bool, db: str | None
+) -> None:
+    """`harness export`."""
+    from db import Registry
+    from harness.exporting import export, form_of
+
+    written = export(Registry.open(db, readonly=True), form_of(benchmark, form), benchmark, checkpoint, judge, to)
+    if as_json:
+        emit_json({"files": [str(path) for path in written]})
+    else:
+        for path in written:
+            typer.echo(str(path))
+
+
+def print_comparison(checkpoint: str, other: str | None, as_json: bool, db: str | None) -> None:
+    """`harness compare`."""
+    from db import Registry
+    from harness import comparing
+
+    found = comparing.compare_checkpoints(Registry.open(db, readonly=True), checkpoint, other)
+    if as_json:
+        emit_json(comparing.as_json(found))
+    else:
+        Console().print(comparing.as_table(found))

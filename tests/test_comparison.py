@@ -1,0 +1,109 @@
+"""Paired comparison of two checkpoints: the arithmetic, and what the registry allows to be compared."""
+
+import json
+
+import numpy as np
+import pytest
+from typer.testing import CliRunner
+
+from core.errors import MissingInput
+from db.models import AnswerSet, Evaluation, Judgment
+from db.registry import Registry
+from db.values import question_values
+from evals.comparison import compare, verdict
+from evals.statistics import Difference
+from harness.comparing import compare_checkpoints
+from tests.sample_registry import Sample, fill
+
+
+def values(seed: int, n: int, shift: float = 0.0) -> dict[str, float]:
+    return {f"q{i}": float(v) for i, v in enumerate(np.random.default_rng(seed).normal(shift, 1.0, n))}
+
+
+def test_a_clear_difference_an_absent_one_and_one_that_could_not_be_seen():
+    pairs = {
+        "clear": (values(1, 400, 5.0), values(2, 400)),
+        "worse": (values(1, 400, -5.0), values(2, 400)),
+        "absent": (values(3, 4000), values(4, 4000)),
+        "few": ({q: 50 * v for q, v in values(5, 20).items()}, {q: 50 * v for q, v in values(6, 20).items()}),
+    }
+    found = {one.benchmark: one for one in compare(pairs, dict.fromkeys(pairs, "percent"))}
+    assert {name: one.verdict for name, one in found.items()} == {
+        "clear": "IMPROVED",
+        "worse": "REGRESSED",
+        "absent": "NO EVIDENCE",
+        "few": "UNDERPOWERED",
+    }
+    assert found["clear"].wins + found["clear"].ties + found["clear"].losses == 400
+    assert all(one.adjusted_p >= one.difference.p for one in found.values())
+
+
+def test_adjustment_for_many_benchmarks_takes_significance_away():
+    """A p of .03 alone speaks; among five benchmarks it does not."""
+    difference = Difference(1.0, 0.1, 1.9, 0.03, 1.3, 100)
+    assert verdict(difference, 0.03, "percent") == "IMPROVED"
+    assert verdict(difference, 0.15, "percent") == "NO EVIDENCE"
+
+
+def test_only_shared_questions_count():
+    a, b = values(1, 50), values(2, 50)
+    alone = compare({"x": (a, b)}, {"x": "percent"})[0]
+    assert compare({"x": (a | {"other": 99.0}, b | {"third": -99.0})}, {"x": "percent"})[0] == alone
+    with pytest.raises(ValueError, match="no question of x"):
+        compare({"x": ({"a": 1.0}, {"b": 1.0})}, {"x": "percent"})
+
+
+def judge_all(registry: Registry, shift: dict[int, float]) -> None:
+    """Verdicts of 60 questions for every AlpacaEval evaluation, `shift` by checkpoint."""
+    with registry.write() as session:
+        for evaluation, checkpoint in session.query(Evaluation, AnswerSet.checkpoint_id).join(AnswerSet).all():
+            if evaluation.answer_set.benchmark == "alpaca_eval":
+                drawn = np.random.default_rng(checkpoint).uniform(0, 0.3, 60) + shift[checkpoint]
+                session.add_all(Judgment(evaluation_id=evaluation.id, question_id=str(i), value=v) for i, v in enumerate(drawn))
+
+
+def test_a_checkpoint_is_compared_with_its_parent_in_percent(registry: Registry, monkeypatch):
+    fill(registry)
+    judge_all(registry, {1: 0.0, 2: 0.0, 3: 0.0, 4: 0.5})
+    found = compare_checkpoints(registry, "quickstart/iter-2")
+    assert (found.a, found.b) == ("quickstart/iter-2", "quickstart/iter-1")
+    one = next(c for c in found.comparisons if c.benchmark == "alpaca_eval")
+    assert one.verdict == "IMPROVED" and one.difference.value == pytest.approx(50, abs=5)
+    assert found.apart["mt_bench"] == "no verdicts per question are stored"
+    from harness.cli import app
+
+    printed = CliRunner().invoke(app, ["compare", "quickstart/iter-2", "--json", "--db", registry.url])
+    assert json.loads(printed.output)["comparisons"][0]["verdict"] == "IMPROVED"
+    with pytest.raises(MissingInput, match="has no parent"):
+        compare_checkpoints(registry, "quickstart/base")
+    with pytest.raises(MissingInput, match="no checkpoint 'nobody'.*quickstart/sft"):
+        compare_checkpoints(registry, "nobody")
+
+
+def test_another_judge_or_a_sample_is_not_compared_and_the_reason_said(registry: Registry):
+    sample = Sample(registry)
+    a, b = sample.checkpoint("a", "third_party"), sample.checkpoint("b", "third_party")
+    sample.score(a, "alpaca_eval", 40.0, judge="gpt")
+    sample.score(b, "alpaca_eval", 40.0, judge="gold")
+    sample.score(a, "mt_bench", 4.0, limit=8)
+    sample.score(b, "mt_bench", 4.0)
+    judge_all(registry, {a: 0.0, b: 0.1})
+    found = compare_checkpoints(registry, "a", "b")
+    assert found.comparisons == []
+    assert found.apart["alpaca_eval"] == "judge gpt-4.1 against gold reward model"
+    assert found.apart["mt_bench"].startswith("settings ")
+
+
+def test_a_verdict_that_counts_three_times_does_so_per_question(registry: Registry):
+    sample = Sample(registry)
+    sample.score(sample.checkpoint("a", "third_party"), "arena_hard", 40.0)
+    with registry.write() as session:
+        session.add_all(
+            [
+                Judgment(evaluation_id=1, question_id="q", game=1, value=1.0, raw={"weight": 3}),
+                Judgment(evaluation_id=1, question_id="q", game=2, value=0.0, raw={"weight": 1}),
+                Judgment(evaluation_id=1, question_id="r", game=1, value=None, error="no reply"),
+            ]
+        )
+    with registry.read() as session:
+        assert question_values(session, 1) == {"q": 0.75}
