@@ -105,10 +105,11 @@ def complete_answers(
 ) -> tuple[AnswerSet, dict[tuple[str, int, int], Answer]]:
     """The answers that an earlier stage must have left: all turns and samples of all `questions`.
 
+    `entry["answer_set"]`, where given, is the key of answers that no stage of ours made: imported ones, or a canary's.
     Raises MissingInput, which names the stage to run, when one is absent.
     """
     settings = benchmark.answer_settings(entry, stage_settings)
-    key = answer_set_key(fingerprint, benchmark.name, entry["version"], settings)
+    key = entry.get("answer_set") or answer_set_key(fingerprint, benchmark.name, entry["version"], settings)
     found = session.scalars(select(AnswerSet).where(AnswerSet.key == key)).one_or_none()
     answers = stored_answers(session, found.id) if found else {}
     samples = benchmark.samples(entry.get("decoding"))
@@ -170,8 +171,18 @@ def store_verdicts(session: Session, evaluation_id: int, verdicts: Iterable[Verd
             )
 
 
-def store_scores(session: Session, evaluation_id: int, scores: Iterable[ScoreRow], complete: bool = True) -> None:
-    """Replace an evaluation's scores (headlines withheld where due), write its cost, mark it `complete` or `partial`."""
+def store_scores(
+    session: Session,
+    evaluation_id: int,
+    scores: Iterable[ScoreRow],
+    complete: bool = True,
+    statistics: Mapping[str, Any] | None = None,
+    flags: Iterable[Mapping[str, str]] | None = None,
+) -> None:
+    """Replace an evaluation's scores (headlines withheld where due), write its cost, mark it `complete` or `partial`.
+
+    `statistics` and `flags` ([{"flag", "reason"}]) replace the stored ones unless None.
+    """
     scores = [score.withheld for score in scores]
     session.execute(
         delete(Score).where(Score.evaluation_id == evaluation_id, Score.metric.not_in([s.metric for s in scores])),
@@ -183,6 +194,10 @@ def store_scores(session: Session, evaluation_id: int, scores: Iterable[ScoreRow
     evaluation = session.get_one(Evaluation, evaluation_id)
     evaluation.status = "complete" if complete else "partial"
     evaluation.finished_at = now() if complete else None
+    if statistics is not None:
+        evaluation.statistics = dict(statistics)
+    if flags is not None:
+        evaluation.flags = [dict(flag) for flag in flags]
     spent = select(func.sum(Judgment.tokens_in + Judgment.tokens_out), func.sum(Judgment.micro_dollars))
     tokens, micro_dollars = session.execute(spent.where(Judgment.evaluation_id == evaluation_id)).one()
     if tokens:

@@ -58,6 +58,8 @@ def run_evaluation(
     from pydantic import ValidationError
 
     from db import Registry
+    from evals.benchmark import BENCHMARKS
+    from harness.imported import imported_policy
     from harness.plan import Inputs
     from harness.preflight import check_evaluation
     from harness.recipe import Evaluate
@@ -65,7 +67,7 @@ def run_evaluation(
     from harness.workflow import evaluate_checkpoint
 
     registry = Registry.open(db)
-    judged = {"alpaca_eval", "arena_hard", "mt_bench"} & set(names)
+    judged = {name for name in names if name in BENCHMARKS and BENCHMARKS[name].verdict == "judge"}
     if judged and not judge:
         raise JudgeError(
             f"{', '.join(sorted(judged))} need a judge: --judge openai:MODEL, or --judge RUN/gold_reward for a reward model "
@@ -85,9 +87,13 @@ def run_evaluation(
     except ValidationError as error:
         faults = "; ".join(f"{'.'.join(map(str, e['loc']))}: {e['msg']}" for e in error.errors())
         raise RecipeError(f"These options do not fit: {faults}.") from error
-    policy = resolve_checkpoint(checkpoint, revision)
-    inputs = Inputs(base=None, sources=[], benchmarks=resolve_benchmarks(settings), **rewards)
+    benchmarks = resolve_benchmarks(settings)
     check_evaluation(settings)
+    if checkpoint.startswith("imported:"):
+        policy, benchmarks = imported_policy(registry, checkpoint.removeprefix("imported:"), benchmarks, seed)
+    else:
+        policy = resolve_checkpoint(checkpoint, revision)
+    inputs = Inputs(base=None, sources=[], benchmarks=benchmarks, **rewards)
     reporter = make_reporter(as_json)
     try:
         name = evaluate_checkpoint(settings, seed, policy, inputs, registry, reporter)

@@ -18,12 +18,13 @@ from db import Registry, insert_ignore
 from db.models import AnswerSet, Checkpoint, Judgment
 from db.record import complete_answer_set
 from evals import records
-from evals.benchmark import BENCHMARKS, ScoreRow
+from evals.benchmark import BENCHMARKS, Question, ScoreRow, get_benchmark
 from evals.formats.saved import PublishedScore, SavedAnswer, SavedEvaluation, SavedFormat, SavedOutputs, file_sha256
 from harness.data import benchmark_files
 
 IMPORTED = "imported"
 PUBLISHED = "published"
+IMPORTED_SETTINGS = {"source": IMPORTED, "decoding": "unknown"}
 
 
 @dataclass(frozen=True)
@@ -68,13 +69,15 @@ def import_evaluations(
 def import_outputs(registry: Registry, made: SavedFormat, outputs: Sequence[SavedOutputs], source: Source) -> list[str]:
     """Record answers whose judging is still to come; returns a line a model, naming the command that judges them."""
     provenance, lines = source.provenance(), []
+    questions = _official_questions(made.benchmark)
     for one in outputs:
+        answers = align(one.answers, questions, made.benchmark, one.model)
         with registry.write() as session:
             checkpoint = _checkpoint(session, one.model, IMPORTED, "third_party", source.name)
-            _answer_set(session, checkpoint, made.benchmark, one.answers, (), provenance)
+            _answer_set(session, checkpoint, made.benchmark, answers, (), provenance)
         lines.append(
             f"{one.model}: {len(one.answers)} answers to {made.benchmark}; judge them with "
-            f"`harness judge answers {one.model} --benchmark {made.benchmark} --judge openai:MODEL`"
+            f"`harness eval 'imported:{one.model}' --benchmarks {made.benchmark} --judge openai:MODEL`"
         )
     return lines
 
@@ -96,26 +99,32 @@ def import_published(registry: Registry, made: SavedFormat, scores: Sequence[Pub
     return [f"{len(by_model)} published rows of {made.benchmark} from {source.name}"]
 
 
-def find_imported(session: Session, name: str, benchmark: str) -> tuple[Checkpoint, AnswerSet]:
-    """The newest imported answers of a model, by name or start of its fingerprint, that hold texts to be judged.
+def align(answers: Sequence[SavedAnswer], questions: Sequence[Question], benchmark: str, model: str) -> list[SavedAnswer]:
+    """Saved answers under the benchmark's own question ids: found by the text of the question where it was saved, else by id.
 
-    Raises MissingInput naming the models that have some.
+    Raises MissingInput when an answer belongs to none of the questions.
     """
-    query = (
-        select(Checkpoint, AnswerSet)
-        .join(AnswerSet, AnswerSet.checkpoint_id == Checkpoint.id)
-        .where(AnswerSet.benchmark == benchmark, Checkpoint.source != PUBLISHED, AnswerSet.status == "complete")
-        .order_by(AnswerSet.id.desc())
-    )
-    rows = [(c, a) for c, a in session.execute(query).all() if a.settings.get("source") == IMPORTED]
-    for checkpoint, answers in rows:
-        if name == checkpoint.name or checkpoint.fingerprint.startswith(name):
-            return checkpoint, answers
-    known = sorted({checkpoint.name for checkpoint, _ in rows})
-    raise MissingInput(
-        f"The registry holds no imported answers to {benchmark} by {name!r}; it has {', '.join(known) or 'none'}. "
-        f"`harness import {benchmark} FILE --outputs` brings some."
-    )
+    ids = {question.id for question in questions}
+    texts = {(turn, text.strip()): question.id for question in questions for turn, text in enumerate(question.turns, 1)}
+    found, strangers = [], []
+    for answer in answers:
+        identity = texts.get((answer.turn, answer.prompt.strip())) if answer.prompt else None
+        if identity is None and (answer.prompt or answer.question_id not in ids):
+            strangers.append(answer.prompt or answer.question_id)
+        else:
+            found.append(replace(answer, question_id=identity or answer.question_id))
+    if strangers:
+        raise MissingInput(
+            f"{len(strangers)} of {len(answers)} answers of {model} belong to no question of {benchmark} (first: "
+            f"{strangers[0][:80]!r}); is this the file of another benchmark or version?"
+        )
+    return found
+
+
+def _official_questions(benchmark: str) -> list[Question]:
+    """The benchmark's official questions. Raises MissingInput where the data are not here."""
+    files = {asset: file.path for asset, file in benchmark_files(benchmark, "official").items()}
+    return get_benchmark(benchmark).load(files)
 
 
 def data_version(benchmark: str) -> str:
@@ -155,7 +164,7 @@ def _answer_set(
     so that two versions of a file are two answer sets that may stand in one comparability group."""
     answers = list(answers)
     version = data_version(benchmark) if benchmark in BENCHMARKS else "unknown"
-    settings = {"source": kind, "decoding": "unknown"}
+    settings = IMPORTED_SETTINGS | {"source": kind}
     questions = {answer.question_id for answer in answers}
     count = len(questions) or max((row.n + row.n_failed for row in scores), default=0)
     files = [file["sha256"] for file in provenance["files"]]

@@ -287,7 +287,8 @@ def add_evaluation(plan: Plan, label: str, iteration: int) -> None:
         )
 
     generated = [b for b in benchmarks if b.kind == "generation"]
-    stage("evals.answer", generated, {}, {})
+    # Imported answers are there already: they are only judged.
+    stage("evals.answer", [b for b in generated if "answer_set" not in b.settings], {}, {})
     stage("evals.likelihood", [b for b in benchmarks if b.kind == "likelihood"], {}, {})
     stage("evals.execute", [b for b in generated if b.verdict == "sandbox"], {"unsafe_exec": evaluate.unsafe_exec}, {})
     judge = evaluate.judge.model_dump(mode="json")

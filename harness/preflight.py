@@ -8,6 +8,7 @@ from pathlib import Path
 from core import paths
 from core.errors import JudgeError, MissingInput, RecipeError
 from core.stage import require_free_space
+from evals.benchmark import BENCHMARKS
 from harness.plan import Inputs
 from harness.recipe import Evaluate, Recipe
 
@@ -43,7 +44,8 @@ def check_evaluation(evaluate: Evaluate) -> None:
     if evaluate.engine == "vllm":
         require_modules({"vllm"}, "evaluate.engine vllm (or set evaluate.engine=transformers)")
     judge = evaluate.judge
-    judged = {"alpaca_eval", "arena_hard", "mt_bench"} & {b.name for b in evaluate.benchmarks}
+    verdicts = {BENCHMARKS[b.name].verdict for b in evaluate.benchmarks if b.name in BENCHMARKS}
+    judged = "judge" in verdicts
     if judged and judge.kind == "openai":
         require_modules({"openai"}, "a judge of kind openai")
         if not os.environ.get(judge.api_key_env):
@@ -51,7 +53,7 @@ def check_evaluation(evaluate: Evaluate) -> None:
                 f"The judge {judge.model} needs an API key: export {judge.api_key_env}=..., name another variable with "
                 "--set evaluate.judge.api_key_env=NAME, or judge locally with --set evaluate.judge.kind=reward_model."
             )
-    if not evaluate.unsafe_exec and any(b.name == "human_eval" for b in evaluate.benchmarks):
+    if not evaluate.unsafe_exec and "sandbox" in verdicts:
         from evals.sandbox import probe
 
         probe()

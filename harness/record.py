@@ -139,7 +139,7 @@ def checkpoint(
         insert_ignore(session, models.Checkpoint, [values | {"fingerprint": fingerprint}], ["fingerprint"])
         row = session.scalar(select(models.Checkpoint).where(models.Checkpoint.fingerprint == fingerprint))
         if not row.path or not Path(row.path).exists():  # these weights have moved
-            row.path = path
+            row.path = path or None
         role = "iteration" if kind == "iteration" else label
         upsert(session, models.RunCheckpoint, {"run_id": run_id, "role": role, "iteration": iteration}, {"checkpoint_id": row.id})
         return row.id
