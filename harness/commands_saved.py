@@ -82,9 +82,11 @@ def run_export(
 def print_comparison(checkpoint: str, other: str | None, as_json: bool, db: str | None) -> None:
     """`harness compare`."""
     from db import Registry
+    from evals.paired import compare_checkpoints
     from harness import comparing
 
-    found = comparing.compare_checkpoints(Registry.open(db, readonly=True), checkpoint, other)
+    with Registry.open(db, readonly=True).read() as session:
+        found = compare_checkpoints(session, checkpoint, other)
     if as_json:
         emit_json(comparing.as_json(found))
     else:

@@ -11,8 +11,8 @@ from db.models import AnswerSet, Evaluation, Judgment
 from db.registry import Registry
 from db.values import question_values
 from evals.comparison import compare, verdict
+from evals.paired import compare_checkpoints
 from evals.statistics import Difference
-from harness.comparing import compare_checkpoints
 from tests.sample_registry import Sample, fill
 
 
@@ -53,6 +53,11 @@ def test_only_shared_questions_count():
         compare({"x": ({"a": 1.0}, {"b": 1.0})}, {"x": "percent"})
 
 
+def compared(registry: Registry, a: str, b: str | None = None):
+    with registry.read() as session:
+        return compare_checkpoints(session, a, b)
+
+
 def judge_all(registry: Registry, shift: dict[int, float]) -> None:
     """Verdicts of 60 questions for every AlpacaEval evaluation, `shift` by checkpoint."""
     with registry.write() as session:
@@ -65,7 +70,7 @@ def judge_all(registry: Registry, shift: dict[int, float]) -> None:
 def test_a_checkpoint_is_compared_with_its_parent_in_percent(registry: Registry, monkeypatch):
     fill(registry)
     judge_all(registry, {1: 0.0, 2: 0.0, 3: 0.0, 4: 0.5})
-    found = compare_checkpoints(registry, "quickstart/iter-2")
+    found = compared(registry, "quickstart/iter-2")
     assert (found.a, found.b) == ("quickstart/iter-2", "quickstart/iter-1")
     one = next(c for c in found.comparisons if c.benchmark == "alpaca_eval")
     assert one.verdict == "IMPROVED" and one.difference.value == pytest.approx(50, abs=5)
@@ -75,9 +80,9 @@ def test_a_checkpoint_is_compared_with_its_parent_in_percent(registry: Registry,
     printed = CliRunner().invoke(app, ["compare", "quickstart/iter-2", "--json", "--db", registry.url])
     assert json.loads(printed.output)["comparisons"][0]["verdict"] == "IMPROVED"
     with pytest.raises(MissingInput, match="has no parent"):
-        compare_checkpoints(registry, "quickstart/base")
+        compared(registry, "quickstart/base")
     with pytest.raises(MissingInput, match="no checkpoint 'nobody'.*quickstart/sft"):
-        compare_checkpoints(registry, "nobody")
+        compared(registry, "nobody")
 
 
 def test_another_judge_or_a_sample_is_not_compared_and_the_reason_said(registry: Registry):
@@ -88,7 +93,7 @@ def test_another_judge_or_a_sample_is_not_compared_and_the_reason_said(registry:
     sample.score(a, "mt_bench", 4.0, limit=8)
     sample.score(b, "mt_bench", 4.0)
     judge_all(registry, {a: 0.0, b: 0.1})
-    found = compare_checkpoints(registry, "a", "b")
+    found = compared(registry, "a", "b")
     assert found.comparisons == []
     assert found.apart["alpaca_eval"] == "judge gpt-4.1 against gold reward model"
     assert found.apart["mt_bench"].startswith("settings ")
