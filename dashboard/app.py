@@ -12,6 +12,8 @@ page = st.navigation(
     [
         st.Page("screens/leaderboard.py", title="Leaderboard", icon=":material/leaderboard:", default=True),
         st.Page("screens/iterations.py", title="Iterations", icon=":material/show_chart:"),
+        st.Page("screens/compare.py", title="Compare", icon=":material/compare_arrows:"),
+        st.Page("screens/samples.py", title="Samples", icon=":material/quick_reference_all:"),
         st.Page("screens/runs.py", title="Runs", icon=":material/list_alt:"),
     ],
     position="top",

@@ -157,7 +157,8 @@ def _cell(board: Board, cell: Cell | None, scales: dict[str, tuple[float, float]
         marks.append("not complete")
     warnings = "".join(f'<small><span class="warn">{text(mark)}</span></small>' for mark in marks)
     letter = board.letter(cell)
-    value = text("withheld" if cell.value is None else f.number(cell.benchmark, cell.value))
+    shown = text("withheld" if cell.value is None else f.number(cell.benchmark, cell.value))
+    value = f'<a href="samples?evaluation={cell.evaluation_id}">{shown}</a>'
     superscript = f"<sup>{text(letter)}</sup>" if letter else ""
     interval = f.interval(cell)
     low_high = f'<span class="i">{text(interval)}</span>{_bar(cell, scales)}' if interval else ""

@@ -35,7 +35,7 @@ def expected_errors() -> Iterator[None]:
         yield
     except HarnessError as error:
         commands = re.findall(r"`(harness [^`]+)`", str(error))
-        empty("The registry cannot be read", str(error).replace("`", ""), *commands)
+        empty("This cannot be shown", str(error).replace("`", ""), *commands)
 
 
 def empty(title: str, reason: str, *commands: str) -> None:

@@ -91,6 +91,13 @@ STYLE = f"""<style>
   font-size: 0.75rem; color: var(--warn); }}
 .h-root .fill {{ display: block; height: 4px; width: 8rem; border-radius: 2px; background: var(--line); margin-top: 0.25rem; }}
 .h-root .fill i {{ display: block; height: 100%; border-radius: 2px; background: var(--accent); }}
+.h-root .split {{ display: flex; height: 6px; width: 7rem; margin: 0.35rem 0 0.25rem auto; overflow: hidden; }}
+.h-root .split i {{ display: block; height: 100%; background: var(--line); }}
+.h-root .split i.good {{ background: var(--good); }}
+.h-root .split i.bad {{ background: var(--bad); }}
+.h-root a {{ color: var(--accent); text-decoration: underline; text-underline-offset: 2px; }}
+.h-root .v a {{ color: inherit; text-decoration-color: var(--line); }}
+.h-root .v a:hover {{ color: var(--accent); text-decoration-color: currentColor; }}
 .h-root ul.notes {{ list-style: none; margin: 0.75rem 0 0; padding: 0; font-size: 0.8125rem; color: var(--muted); }}
 .h-root ul.notes li {{ margin: 0 0 0.15rem; font-size: inherit; }}
 .h-root h3 {{ font-size: 1rem; font-weight: 600; margin: 0; padding: 0; letter-spacing: 0; }}

@@ -49,6 +49,21 @@ def compare_checkpoints(session: Session, first: str, second: str | None = None)
     return Compared(a.name, b.name, compare(pairs, units), apart)
 
 
+def shared_evaluations(session: Session, first: str, second: str, benchmark: str) -> tuple[int, int]:
+    """Ids of the two evaluations that `compare_checkpoints` compares on a benchmark. Raises MissingInput without such a pair."""
+    ours, theirs = (_evaluations(session, find_checkpoint(session, name).id).get(benchmark, []) for name in (first, second))
+    shared = _shared_group(ours, theirs)
+    if shared is None:
+        raise MissingInput(f"These two have no evaluation of {benchmark} in one comparability group; see `harness compare`.")
+    return shared[0].evaluation_id, shared[1].evaluation_id
+
+
+def parent_fingerprint(session: Session, name: str) -> str | None:
+    """Fingerprint of a checkpoint's parent; None where it has none in the registry."""
+    parent = find_checkpoint(session, name).parent
+    return None if parent is None else parent.fingerprint
+
+
 def find_checkpoint(session: Session, name: str) -> Checkpoint:
     """A checkpoint by name or start of its fingerprint. Raises MissingInput naming what there is."""
     matches = or_(Checkpoint.name == name, Checkpoint.fingerprint.startswith(name, autoescape=True))

@@ -27,10 +27,30 @@ from tests.sample_registry import SCORES, Sample, fill
 
 ROOT = Path(__file__).resolve().parent.parent
 APP = str(ROOT / "dashboard" / "app.py")
-PAGES = ["leaderboard", "iterations", "runs"]
+PAGES = ["leaderboard", "iterations", "compare", "samples", "runs"]
 
 # All that the pages are built of.
-TAGS = {"div", "table", "thead", "tbody", "tr", "th", "td", "small", "span", "sup", "ul", "li", "h3", "dl", "dt", "dd", "i", "b"}
+TAGS = {
+    "a",
+    "div",
+    "table",
+    "thead",
+    "tbody",
+    "tr",
+    "th",
+    "td",
+    "small",
+    "span",
+    "sup",
+    "ul",
+    "li",
+    "h3",
+    "dl",
+    "dt",
+    "dd",
+    "i",
+    "b",
+}
 
 CHART = "[data-testid=stVegaLiteChart] :is(canvas, svg.marks)"
 
@@ -310,7 +330,7 @@ def test_in_a_real_browser(registry: Registry, server: str, tmp_path: Path) -> N
         # A deep link is the very first thing that this server is asked for.
         page.goto(f"{server}/runs")
         page.wait_for_selector(".h-root table")
-        assert page.locator("[data-testid=stTopNavLink]").count() == 3
+        assert page.locator("[data-testid=stTopNavLink]").count() == len(PAGES)
         page.goto(f"{server}/?by=MT-Bench")
         page.wait_for_selector("th.sorted")
         assert page.locator("th.sorted").inner_text().startswith("MT-Bench")
@@ -334,6 +354,10 @@ def test_in_a_real_browser(registry: Registry, server: str, tmp_path: Path) -> N
         page.goto(f"{server}/iterations?run=quickstart")
         expect(page.get_by_text("iteration 2 leads")).to_be_visible()
         expect(page.locator(CHART)).to_have_count(len(SCORES) + 5)
+        page.goto(f"{server}/compare")
+        expect(page.get_by_text("is not compared").first).to_be_visible()
+        page.goto(f"{server}/samples?evaluation=1")
+        expect(page.get_by_text("No answer matches")).to_be_visible()
         page.goto(f"{server}/runs")
         expect(page.get_by_role("table", name="All runs")).to_be_visible()
         page.get_by_role("combobox", name="Run").click()

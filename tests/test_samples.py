@@ -1,0 +1,123 @@
+"""Answers with their verdicts: pages of them, one in full, and the pages that show them; model text stays text."""
+
+import re
+
+import pytest
+
+from core.errors import RegistryError
+from db import samples
+from db.models import Answer, Judgment
+from db.registry import Registry
+from tests.sample_registry import Sample, fill
+from tests.test_dashboard import HOSTILE, TAGS, app, shown, words  # noqa: F401  (app is a fixture)
+
+VERDICTS = [1.0, 0.5, 0.0, None] * 30
+
+
+@pytest.fixture
+def filled(registry: Registry) -> Registry:
+    """A run whose AlpacaEval evaluations (ids 1, 7, 13, 19 of 24) hold 120 answers each; some cut, some hostile."""
+    fill(registry)
+    with registry.write() as session:
+        for evaluation in (1, 7, 13, 19):
+            for i, value in enumerate(VERDICTS):
+                text = HOSTILE[i % len(HOSTILE)] if i % 3 else f"Answer {i} with 100%_done\n\nand a second line"
+                session.add(
+                    Answer(
+                        answer_set_id=evaluation,
+                        question_id=f"q{i}",
+                        prompt=f"<|user|>\nQuestion {i}",
+                        text=text,
+                        finish_reason="length" if i % 10 == 0 else "stop",
+                        output_tokens=i,
+                    )
+                )
+                raw = {"replies": [{"text": f"{HOSTILE[0]} I choose", "top_logprobs": {"m": -0.1}}], "switched": True}
+                shifted = None if value is None else value if evaluation < 19 else 1.0
+                session.add(
+                    Judgment(
+                        evaluation_id=evaluation, question_id=f"q{i}", value=shifted, raw=raw, error=None if value else "why"
+                    )
+                )
+    return registry
+
+
+def ids(found: list[samples.Line]) -> list[str]:
+    return [line.question_id for line in found]
+
+
+def test_keyset_pages_cover_every_answer_once(filled: Registry):
+    with filled.read() as session:
+        seen, after = [], 0
+        while page := samples.lines(session, 7, after=after, limit=50):
+            seen += ids(page)
+            after = page[-1].answer_id
+    assert seen == [f"q{i}" for i in range(120)]
+
+
+@pytest.mark.parametrize(
+    ("outcome", "expected"),
+    [("better", 0), ("even", 1), ("worse", 2), ("failed", 3)],
+)
+def test_outcomes_are_those_of_the_mean_verdict(filled: Registry, outcome, expected: int):
+    with filled.read() as session:
+        found = samples.lines(session, 1, outcome, limit=200)
+    assert ids(found) == [f"q{i}" for i in range(120) if i % 4 == expected]
+    assert all((line.failed, line.verdicts) == ((1, 1) if outcome == "failed" else (0, 1)) for line in found)
+
+
+def test_cut_answers_and_a_search_whose_wildcards_are_plain_text(filled: Registry):
+    with filled.read() as session:
+        assert ids(samples.lines(session, 1, "cut", limit=200)) == [f"q{i}" for i in range(0, 120, 10)]
+        assert ids(samples.lines(session, 1, search="100%_DONE", limit=200)) == [f"q{i}" for i in range(0, 120, 3)]
+        assert samples.lines(session, 1, search="100_%done") == []
+        assert ids(samples.lines(session, 1, search="question 119")) == ["q119"]
+
+
+def test_one_sample_holds_its_verdicts_and_no_other_evaluation_may_show_it(filled: Registry):
+    with filled.read() as session:
+        line = samples.lines(session, 7, search="Question 4")[0]
+        one = samples.sample(session, 7, line.answer_id)
+        assert one.answer.question_id == "q4" and [j.value for j in one.judgments] == [1.0]
+        assert (one.evaluated.benchmark, one.evaluated.checkpoint) == ("alpaca_eval", "quickstart/sft")
+        with pytest.raises(RegistryError, match="holds no answer"):
+            samples.sample(session, 1, line.answer_id)
+        with pytest.raises(RegistryError, match="no evaluation 99"):
+            samples.evaluated(session, 99)
+
+
+def test_the_samples_page_lists_and_opens_answers(app, filled: Registry):  # noqa: F811
+    listed = app("samples", filled, evaluation="1")
+    html = shown(listed)
+    assert "Answer 0 with 100%_done and a second line" in words(html)
+    assert 'href="samples?evaluation=1&amp;sample=1"' in html and "q49" in words(html) and "q50" not in words(html)
+    opened = app("samples", filled, evaluation="1", sample="2")
+    text = [code.value for code in opened.code]
+    assert HOSTILE[1] in text and f"{HOSTILE[0]} I choose" in text and "<|user|>\nQuestion 1" in text
+    assert "There is no evaluation 99" in words(shown(app("samples", filled, evaluation="99")))
+
+
+def test_the_compare_page_says_what_changed_and_where(app, filled: Registry):  # noqa: F811
+    test = app("compare", filled)
+    html = shown(test)
+    seen = words(html)
+    assert "improved" in seen and "+50.00" in seen and "60 / 30 / 0" in seen.replace("\xa0", " ")
+    assert "MT-Bench is not compared" in seen
+    assert 'href="samples?evaluation=19&amp;sample=' in html
+
+
+def test_hostile_answers_stay_text(app, registry: Registry):  # noqa: F811
+    sample, everything = Sample(registry), " ".join(HOSTILE)
+    for name in ("a", everything):
+        sample.score(sample.checkpoint(name, "third_party"), "alpaca_eval", 50.0, version=everything)
+    with registry.write() as session:
+        for evaluation in (1, 2):
+            for payload in (everything, *HOSTILE):
+                session.add(Answer(answer_set_id=evaluation, question_id=payload, prompt=payload, text=payload))
+                raw = {"replies": [{"text": payload}], "code": payload, payload: payload}
+                verdict = {"question_id": payload, "value": float(evaluation - 1), "raw": raw, "error": payload}
+                session.add(Judgment(evaluation_id=evaluation, **verdict))
+    for page, query in (("samples", {}), ("samples", {"evaluation": "1", "sample": "1"}), ("compare", {})):
+        html = shown(app(page, registry, **query))
+        assert set(re.findall(r"</?([a-z0-9]+)", html)) <= TAGS
+        assert not re.search(r"[\x00-\x09\x0b-\x1f\u202a-\u202e]", html)
