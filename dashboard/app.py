@@ -15,6 +15,7 @@ page = st.navigation(
         st.Page("screens/compare.py", title="Compare", icon=":material/compare_arrows:"),
         st.Page("screens/samples.py", title="Samples", icon=":material/quick_reference_all:"),
         st.Page("screens/runs.py", title="Runs", icon=":material/list_alt:"),
+        st.Page("screens/costs.py", title="Costs", icon=":material/payments:"),
     ],
     position="top",
 )

@@ -27,7 +27,7 @@ from tests.sample_registry import SCORES, Sample, fill
 
 ROOT = Path(__file__).resolve().parent.parent
 APP = str(ROOT / "dashboard" / "app.py")
-PAGES = ["leaderboard", "iterations", "compare", "samples", "runs"]
+PAGES = ["leaderboard", "iterations", "compare", "samples", "runs", "costs"]
 
 # All that the pages are built of.
 TAGS = {

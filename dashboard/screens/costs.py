@@ -1,0 +1,95 @@
+"""What it all cost: machine time, judges' tokens, money; by run, by iteration, by benchmark and judge."""
+
+import streamlit as st
+
+from dashboard import format as f
+from dashboard import markup
+from dashboard.markup import Column
+from dashboard.source import empty, expected_errors, read
+from db import costs
+from db.costs import JudgeCost, RunCost, Spent
+
+
+def page() -> None:
+    st.title("Costs", anchor=False)
+    with expected_errors():
+        runs, judges = read(costs.by_run), read(costs.by_judge)
+        if not runs and not judges:
+            empty("Nothing spent yet", "Time and money appear here as stages end.", "harness train-and-eval quickstart")
+            return
+        st.caption(
+            "Time is wall-clock of stages, with or without an accelerator. What a run reuses is counted in the run that made it. "
+            "Money is the judges', from the price in the recipe; without a price it is not known and shown as a dash."
+        )
+        if runs:
+            st.html(_totals(runs))
+            st.header("Runs", anchor=False)
+            st.html(_runs(runs))
+            looped = [run for run in runs if len(run.iterations) > 1]
+            if looped:
+                st.header("Iterations", anchor=False)
+                names = [run.run for run in looped]
+                column, _ = st.columns([2, 5])
+                chosen = column.selectbox("Run", names, format_func=f.plain, key="of", bind="query-params")
+                st.html(_iterations(looped[names.index(chosen)]))
+        if judges:
+            st.header("Benchmarks and judges", anchor=False)
+            st.html(_judges(judges))
+
+
+def _totals(runs: list[RunCost]) -> str:
+    gpu, cpu = sum(run.total.gpu_seconds for run in runs), sum(run.total.cpu_seconds for run in runs)
+    tokens, money = sum(run.total.judge_tokens for run in runs), sum(run.total.micro_dollars for run in runs)
+    return markup.facts(
+        [
+            ("GPU time", hours(gpu), "stages with an accelerator"),
+            ("CPU time", hours(cpu), "stages without one"),
+            ("Judges' tokens", f.count(tokens or None), "in and out"),
+            ("Money", dollars(money), "judges"),
+        ]
+    )
+
+
+def _runs(runs: list[RunCost]) -> str:
+    names = ("GPU time", "CPU time", "Judges' tokens", "Money", "Checkpoints", "Time per checkpoint", "Left to do")
+    columns = [Column("Run"), Column("State"), *(Column(name, numeric=True) for name in names)]
+    rows = []
+    for run in runs:
+        each = (run.total.gpu_seconds + run.total.cpu_seconds) / run.checkpoints if run.checkpoints else None
+        left = f"about {hours(run.waiting_seconds)}" if run.waiting_seconds is not None else ""
+        counts = [str(run.checkpoints), hours(each), left]
+        rows.append([run.run, markup.state(run.status), *_spent(run.total), *counts])
+    return markup.plain_table("Runs", columns, rows)
+
+
+def _iterations(run: RunCost) -> str:
+    columns = [Column("Iteration"), *(Column(name, numeric=True) for name in ("GPU time", "CPU time", "Judges' tokens", "Money"))]
+    rows = [[str(t) if t else "before the loop", *_spent(run.iterations[t])] for t in sorted(run.iterations)]
+    return markup.plain_table("Iterations", columns, rows)
+
+
+def _judges(judges: list[JudgeCost]) -> str:
+    names = ("Evaluations", "Judge's tokens", "Money", "Per evaluation")
+    columns = [Column("Benchmark"), Column("Judge"), *(Column(name, numeric=True) for name in names)]
+    rows = []
+    for one in judges:
+        spent = [f.count(one.tokens or None), dollars(one.micro_dollars), dollars(one.micro_dollars / one.evaluations)]
+        rows.append([f.benchmark_label(one.benchmark), f.judge(one), f.count(one.evaluations), *spent])
+    return markup.plain_table("Benchmarks and judges", columns, rows)
+
+
+def _spent(spent: Spent) -> list[str]:
+    return [hours(spent.gpu_seconds), hours(spent.cpu_seconds), f.count(spent.judge_tokens or None), dollars(spent.micro_dollars)]
+
+
+def hours(seconds: float | None) -> str:
+    return f.duration(seconds) if seconds else f.ABSENT
+
+
+def dollars(micro_dollars: float) -> str:
+    """Money, to the cent where there is a cent."""
+    value = micro_dollars / 1e6
+    return f.ABSENT if not value else f"${value:,.2f}" if value >= 0.1 else f"${value:.4f}"
+
+
+page()
