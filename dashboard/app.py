@@ -13,6 +13,7 @@ page = st.navigation(
         st.Page("screens/leaderboard.py", title="Leaderboard", icon=":material/leaderboard:", default=True),
         st.Page("screens/iterations.py", title="Iterations", icon=":material/show_chart:"),
         st.Page("screens/compare.py", title="Compare", icon=":material/compare_arrows:"),
+        st.Page("screens/checkpoint.py", title="Checkpoint", icon=":material/badge:"),
         st.Page("screens/samples.py", title="Samples", icon=":material/quick_reference_all:"),
         st.Page("screens/runs.py", title="Runs", icon=":material/list_alt:"),
         st.Page("screens/costs.py", title="Costs", icon=":material/payments:"),

@@ -2,6 +2,8 @@
 
 import math
 import unicodedata
+from collections import Counter
+from collections.abc import Mapping
 from datetime import datetime
 
 from db.leaderboard import Cell, Group, Row
@@ -58,7 +60,8 @@ def benchmark_label(name: str) -> str:
 
 def metric_label(benchmark: str, metric: str) -> str:
     """Metric with its unit."""
-    return _METRICS.get(metric) or _SCORES.get(benchmark) or plain(metric).replace("_", " ")
+    known = _METRICS.get(metric) or (_SCORES.get(benchmark) if metric == "score" else None)
+    return known or plain(metric).replace("_", " ")
 
 
 def number(benchmark: str, value: float | None) -> str:
@@ -126,6 +129,13 @@ def kind(row: Row) -> str:
     if row.kind == "iteration" and row.iteration is not None:
         return f"iteration {row.iteration}"
     return _KINDS.get(row.kind) or plain(row.kind)
+
+
+def distinct(names: Mapping[str, str]) -> dict[str, str]:
+    """Fingerprint -> name to show, with the start of the fingerprint where several share the name."""
+    shown = {key: plain(name) for key, name in names.items()}
+    counts = Counter(shown.values())
+    return {key: f"{name} ({key[:8]})" if counts[name] > 1 else name for key, name in shown.items()}
 
 
 def rank(bounds: tuple[int, int] | None) -> str:

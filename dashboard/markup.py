@@ -140,7 +140,8 @@ def _line(board: Board, line: Ranked, scales: dict[str, tuple[float, float]], ra
     details = text(f.kind(row))
     if row.kind in ("published", "canary"):
         details = Markup(f'<span class="chip">{details}</span>')
-    name = f'<th scope="row" class="name" title="{text(row.fingerprint[:16])}">{text(row.name)}<small>{details}</small></th>'
+    card = f'<a href="checkpoint?fingerprint={text(row.fingerprint)}">{text(row.name)}</a>'
+    name = f'<th scope="row" class="name" title="{text(row.fingerprint[:16])}">{card}<small>{details}</small></th>'
     rank = f'<td class="n">{text(f.rank(line.rank))}</td>' if ranked else ""
     cells = "".join(_cell(board, line.cells.get(name), scales) for name in board.benchmarks)
     measures = f'<td class="n">{text(f.count(row.answer_tokens))}</td><td class="n">{text(f.duration(row.seconds))}</td>'

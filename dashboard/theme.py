@@ -96,8 +96,8 @@ STYLE = f"""<style>
 .h-root .split i.good {{ background: var(--good); }}
 .h-root .split i.bad {{ background: var(--bad); }}
 .h-root a {{ color: var(--accent); text-decoration: underline; text-underline-offset: 2px; }}
-.h-root .v a {{ color: inherit; text-decoration-color: var(--line); }}
-.h-root .v a:hover {{ color: var(--accent); text-decoration-color: currentColor; }}
+.h-root .v a, .h-root th.name > a {{ color: inherit; text-decoration-color: var(--line); }}
+.h-root .v a:hover, .h-root th.name > a:hover {{ color: var(--accent); text-decoration-color: currentColor; }}
 .h-root ul.notes {{ list-style: none; margin: 0.75rem 0 0; padding: 0; font-size: 0.8125rem; color: var(--muted); }}
 .h-root ul.notes li {{ margin: 0 0 0.15rem; font-size: inherit; }}
 .h-root h3 {{ font-size: 1rem; font-weight: 600; margin: 0; padding: 0; letter-spacing: 0; }}

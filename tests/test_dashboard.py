@@ -27,7 +27,7 @@ from tests.sample_registry import SCORES, Sample, fill
 
 ROOT = Path(__file__).resolve().parent.parent
 APP = str(ROOT / "dashboard" / "app.py")
-PAGES = ["leaderboard", "iterations", "compare", "samples", "runs", "costs"]
+PAGES = ["leaderboard", "iterations", "compare", "checkpoint", "samples", "runs", "costs"]
 
 # All that the pages are built of.
 TAGS = {
@@ -144,7 +144,7 @@ def test_the_first_line_is_the_best_of_the_chosen_benchmark(app, registry: Regis
     for benchmark, label, best in (("alpaca_eval", "AlpacaEval 2", "iter-2"), ("truthful_qa", "TruthfulQA", "iter-1")):
         test = app("leaderboard", registry, by=label)
         assert test.selectbox(key="by").value == benchmark
-        assert re.search(r'scope="row" class="name"[^>]*>quickstart/([\w-]+)', shown(test))[1] == best
+        assert re.search(r'scope="row" class="name"[^>]*><a[^>]*>quickstart/([\w-]+)', shown(test))[1] == best
 
 
 def test_the_filters_keep_what_the_url_asks_for(app, registry: Registry) -> None:

@@ -43,14 +43,14 @@ def page() -> None:
 
 def _pick(known: dict[str, str]) -> tuple[str, str] | None:
     """(fingerprint, fingerprint) from the URL: by default the newest checkpoint and its parent."""
-    fingerprints = list(known)
+    fingerprints, labels = list(known), f.distinct(known)
     left, right = st.columns(2)
-    a = left.selectbox("Checkpoint", fingerprints, format_func=lambda key: f.plain(known[key]), key="a", bind="query-params")
+    a = left.selectbox("Checkpoint", fingerprints, format_func=labels.__getitem__, key="a", bind="query-params")
     others = [key for key in fingerprints if key != a]
     parent = read(parent_fingerprint, a)
     # The parent first: what one most often asks is whether a step of training helped.
     others.sort(key=lambda key: key != parent)
-    b = right.selectbox("Against", others, format_func=lambda key: f.plain(known[key]), key="b", bind="query-params")
+    b = right.selectbox("Against", others, format_func=labels.__getitem__, key="b", bind="query-params")
     return a, b
 
 

@@ -49,7 +49,8 @@ def _pick() -> Evaluated | None:
     left, right = st.columns(2)
     fingerprints = list(known)
     index = fingerprints.index(current.checkpoint_fingerprint) if current else 0
-    fingerprint = left.selectbox("Checkpoint", fingerprints, index=index, format_func=lambda key: f.plain(known[key]))
+    labels = f.distinct(known)
+    fingerprint = left.selectbox("Checkpoint", fingerprints, index=index, format_func=labels.__getitem__)
     several = read(samples.evaluations, fingerprint)
     places = [
         (one.evaluation_id == asked, current is not None and one.benchmark == current.benchmark, -place)

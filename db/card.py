@@ -1,0 +1,71 @@
+"""A checkpoint's card: where its weights come from, and everything that was measured on them."""
+
+from dataclasses import dataclass
+from typing import Any
+
+from sqlalchemy import select
+from sqlalchemy.orm import Session
+
+from core.errors import RegistryError
+from db.leaderboard import Cell, cells
+from db.models import AnswerSet, Checkpoint, Evaluation, Run
+
+
+@dataclass(frozen=True, slots=True)
+class Ancestor:
+    """One step back from a checkpoint to the base model."""
+
+    name: str
+    kind: str
+    iteration: int | None
+    fingerprint: str
+    reference: str | None
+    """Name of the policy that its DPO training was held to."""
+
+
+@dataclass(frozen=True, slots=True)
+class Measured:
+    """One evaluation with all its metrics and what identifies it."""
+
+    evaluation_id: int
+    settings: dict[str, Any]
+    judge_config: dict[str, Any]
+    provenance: dict[str, Any]
+    cells: list[Cell]
+
+
+@dataclass(frozen=True, slots=True)
+class Card:
+    checkpoint: Checkpoint
+    run: str | None
+    recipe: str | None
+    ancestors: list[Ancestor]
+    """From its parent to the first of its line."""
+    measured: list[Measured]
+
+
+def card(session: Session, fingerprint: str) -> Card:
+    """Everything the registry knows of one checkpoint. Raises RegistryError when there is no such fingerprint."""
+    row = session.scalar(select(Checkpoint).where(Checkpoint.fingerprint == fingerprint))
+    if row is None:
+        raise RegistryError(f"There is no checkpoint {fingerprint[:16]} in this registry; open it from the leaderboard.")
+    run = session.get(Run, row.run_id) if row.run_id is not None else None
+    ancestors, seen, at = [_ancestor(session, row)], {row.id}, row.parent
+    while at is not None and at.id not in seen:
+        seen.add(at.id)
+        ancestors.append(_ancestor(session, at))
+        at = at.parent
+    measured = {
+        evaluation.id: Measured(evaluation.id, answers.settings, evaluation.judge.config, evaluation.provenance, [])
+        for evaluation, answers in session.execute(
+            select(Evaluation, AnswerSet).join(AnswerSet).where(AnswerSet.checkpoint_id == row.id).order_by(Evaluation.id)
+        )
+    }
+    for cell in cells(session, AnswerSet.checkpoint_id == row.id):
+        measured[cell.evaluation_id].cells.append(cell)
+    return Card(row, run and run.name, run and run.recipe_name, ancestors, list(measured.values()))
+
+
+def _ancestor(session: Session, row: Checkpoint) -> Ancestor:
+    reference = session.get(Checkpoint, row.reference_id) if row.reference_id is not None else None
+    return Ancestor(row.name, row.kind, row.iteration, row.fingerprint, reference and reference.name)

@@ -1,0 +1,66 @@
+"""A checkpoint's card: lineage to the base, every metric, the command that repeats an evaluation."""
+
+import pytest
+
+from core.errors import RegistryError
+from core.fingerprint import digest
+from db.card import card
+from db.models import Checkpoint, Evaluation
+from db.registry import Registry
+from tests.sample_registry import SCORES, Sample, fill
+from tests.test_dashboard import app, shown, words  # noqa: F401  (app is a fixture)
+
+
+def test_the_line_leads_back_to_the_base_and_a_loop_ends(registry: Registry):
+    sample = fill(registry)
+    with registry.read() as session:
+        found = card(session, digest("quickstart/iter-2"))
+    assert [one.name.split("/")[1] for one in found.ancestors] == ["iter-2", "iter-1", "sft", "base"]
+    assert {one.cells[0].benchmark for one in found.measured} == set(SCORES)
+    assert (found.run, found.recipe) == ("quickstart", "quickstart")
+    child = sample.checkpoint("child", "third_party")
+    with registry.write() as session:
+        session.get_one(Checkpoint, child).parent_id = child
+    with registry.read() as session:
+        assert len(card(session, digest("child")).ancestors) == 1
+        with pytest.raises(RegistryError, match="no checkpoint 0000"):
+            card(session, "0000")
+
+
+def test_the_page_gives_the_command_that_repeats_each_evaluation(app, registry: Registry):  # noqa: F811
+    sample = Sample(registry)
+    mine = sample.checkpoint("my model", "third_party", path="/models/my model", source="imported")
+    sample.score(mine, "alpaca_eval", 40.0, judge="gpt", version="official@abc", limit=50)
+    sample.score(mine, "truthful_qa", 41.0)
+    published = sample.checkpoint("theirs", "published", source="published")
+    sample.score(published, "mt_bench", 8.0)
+    test = app("checkpoint", registry, fingerprint=digest("my model"))
+    typed = [code.value for code in test.code]
+    assert "harness eval '/models/my model' --benchmarks alpaca_eval --limit 50 --judge openai:gpt-4.1" in typed
+    assert "harness eval '/models/my model' --benchmarks truthful_qa --variant starter" in typed
+    assert "harness export 'my model' --benchmark alpaca_eval" in typed
+    assert not [
+        c for c in (code.value for code in app("checkpoint", registry, fingerprint=digest("theirs")).code) if "harness" in c
+    ]
+
+
+def test_two_checkpoints_of_one_name_are_told_apart(app, registry: Registry):  # noqa: F811
+    """The same name trained twice: the fingerprint in the URL decides, and the list shows which is which."""
+    sample = Sample(registry)
+    for name, value in (("a", 1.0), ("b", 2.0)):
+        sample.score(sample.checkpoint(name, "third_party"), "mt_bench", value)
+    with registry.write() as session:
+        for row in session.query(Checkpoint):
+            row.name = "same"
+    for name, value in (("a", "1.00"), ("b", "2.00")):
+        test = app("checkpoint", registry, fingerprint=digest(name))
+        assert value in words(shown(test)) and digest(name)[:8] in test.selectbox[0].format_func(digest(name))
+
+
+def test_an_imported_evaluation_names_its_source(app, registry: Registry):  # noqa: F811
+    sample = Sample(registry)
+    sample.score(sample.checkpoint("theirs", "third_party", source="imported"), "alpaca_eval", 40.0)
+    with registry.write() as session:
+        session.get_one(Evaluation, 1).provenance = {"source": "a paper", "files": [{"name": "a.json", "sha256": "00"}]}
+    seen = words(shown(app("checkpoint", registry)))
+    assert "imported from a paper" in seen
