@@ -131,6 +131,11 @@ def kind(row: Row) -> str:
     return _KINDS.get(row.kind) or plain(row.kind)
 
 
+def p_value(p: float) -> str:
+    """Three decimals; no test by resampling shows a p of zero."""
+    return f"{p:.3f}" if p >= 0.001 else "<0.001"
+
+
 def distinct(names: Mapping[str, str]) -> dict[str, str]:
     """Fingerprint -> name to show, with the start of the fingerprint where several share the name."""
     shown = {key: plain(name) for key, name in names.items()}

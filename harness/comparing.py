@@ -7,6 +7,7 @@ from rich.console import Group
 from rich.table import Table
 from rich.text import Text
 
+from dashboard.format import p_value
 from evals.paired import Compared
 
 _STYLES = {"IMPROVED": "green", "REGRESSED": "bold red", "UNDERPOWERED": "yellow", "NO EVIDENCE": ""}
@@ -31,7 +32,7 @@ def as_table(found: Compared) -> Group:
             one.benchmark,
             Text(one.verdict, style=_STYLES[one.verdict]),
             Text(f"{d.value:+.2f}{interval}"),
-            f"{one.adjusted_p:.3f}",
+            p_value(one.adjusted_p),
             "" if d.mde is None else f"{d.mde:.2f}",
             str(d.n),
             f"{one.wins} / {one.ties} / {one.losses}",

@@ -119,7 +119,7 @@ def as_table(made: SavedFormat, evaluations: Sequence[SavedEvaluation]) -> Table
     """One line per model and metric."""
     table = Table(box=None, pad_edge=False, header_style="bold", title=f"{made.benchmark}", title_justify="left")
     table.add_column("model", overflow="fold")
-    table.add_column("metric", overflow="fold")
+    table.add_column("metric", no_wrap=True)
     for column in ("value", "95 % interval", "stderr", "n", "failed"):
         table.add_column(column, justify="right", no_wrap=True)
     for evaluation in evaluations:

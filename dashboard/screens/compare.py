@@ -67,7 +67,7 @@ def _line(one: Comparison) -> list[object]:
     verdict = Markup(f'<span class="{_COLOURS[one.verdict]}">{markup.text(one.verdict.lower())}</span>')
     outcome = Markup(f"{_bar(one)}<small>{one.wins} / {one.ties} / {one.losses}</small>")
     visible = f.decimal(d.mde, 2)
-    return [f.benchmark_label(one.benchmark), verdict, difference, f.decimal(one.adjusted_p, 3), visible, str(d.n), outcome]
+    return [f.benchmark_label(one.benchmark), verdict, difference, f.p_value(one.adjusted_p), visible, str(d.n), outcome]
 
 
 def _bar(one: Comparison) -> str:

@@ -1,0 +1,135 @@
+"""Saved work of other tools through the command line: scored, recorded, judged, exported and read back."""
+
+import csv
+import gzip
+import json
+from pathlib import Path
+
+import pytest
+from sqlalchemy import func, select
+from typer.testing import CliRunner
+
+from core.errors import HarnessError, MissingInput, RecipeError
+from db.models import Answer, AnswerSet, Checkpoint, Evaluation, Judgment
+from db.registry import Registry
+from evals.benchmark import Question
+from evals.formats.saved import SavedAnswer
+from harness.cli import app
+from harness.importing import align
+from tests.scripted_judge import ScriptedJudgeServer, says
+
+
+def run(*arguments: str) -> str:
+    """Standard output of a command that must succeed."""
+    result = CliRunner().invoke(app, list(arguments), catch_exceptions=False)
+    assert result.exit_code == 0, result.output
+    return result.output
+
+
+@pytest.fixture
+def claude(data: Path) -> Path:
+    return data / "alpaca_eval" / "annotations_full_claude-2.json.gz"
+
+
+def test_rescore_prints_the_published_numbers_as_json(data: Path, claude: Path):
+    printed = json.loads(run("rescore", "alpaca_eval", str(claude), "--json"))
+    assert printed["benchmark"] == "alpaca_eval" and printed["results"][0]["model"] == "claude-2"
+    metrics = printed["results"][0]["metrics"]
+    expected = {row["model"]: row for row in csv.DictReader((data / "alpaca_eval" / "expected.csv").open())}["claude-2"]
+    assert metrics["win_rate"]["value"] == pytest.approx(float(expected["win_rate"]), abs=1e-6)
+    assert metrics["discrete_win_rate"]["value"] == pytest.approx(float(expected["discrete_win_rate"]), abs=1e-6)
+    published = float(expected["length_controlled_winrate"])
+    assert metrics["length_controlled_winrate"]["value"] == pytest.approx(published, abs=0.15)
+    for metric in metrics.values():
+        assert {"value", "ci_low", "ci_high", "stderr", "n", "n_failed"} <= set(metric)
+    assert metrics["win_rate"]["ci_low"] < metrics["win_rate"]["value"] < metrics["win_rate"]["ci_high"]
+    assert metrics["win_rate"]["n"] == 805
+
+
+@pytest.mark.parametrize(
+    ("arguments", "error", "message"),
+    [
+        (["alpaca", "x.json"], RecipeError, "no saved-work format 'alpaca'; use one of alpaca_eval"),
+        (["alpaca_eval", "nothing.json"], MissingInput, "There is no file nothing.json"),
+        (
+            ["alpaca_eval", "FILE", "--folds", "random"],
+            RecipeError,
+            "--folds random is not known; use stable",
+        ),
+        (["alpaca_eval", "FILE", "--strip-a", "yes"], RecipeError, "--strip-a does not apply to alpaca_eval"),
+        (["alpaca_eval", "CUT"], MissingInput, "cut.json.gz cannot be read"),
+        (["alpaca_eval", "EMPTY"], MissingInput, "holds no .json"),
+    ],
+)
+def test_what_cannot_be_scored_is_refused_with_the_fix(tmp_path: Path, arguments, error: type[HarnessError], message: str):
+    files = {"FILE": tmp_path / "a.json", "CUT": tmp_path / "cut.json.gz", "EMPTY": tmp_path / "empty"}
+    files["FILE"].write_text("[{}]")
+    files["CUT"].write_bytes(gzip.compress(b"[" + b'{"instruction": "x"},' * 9000)[:-20])
+    files["EMPTY"].mkdir()
+    with pytest.raises(error, match=message):
+        CliRunner().invoke(app, ["rescore", *(str(files.get(a, a)) for a in arguments)], catch_exceptions=False)
+
+
+def test_an_imported_evaluation_is_recorded_once_with_its_source(registry: Registry, claude: Path):
+    for _ in range(2):
+        run("import", "alpaca_eval", str(claude), "--source", "alpaca_eval results", "--db", registry.url)
+    with registry.read() as session:
+        assert [session.scalar(select(func.count(m.id))) for m in (Checkpoint, AnswerSet, Evaluation)] == [1, 1, 1]
+        assert session.scalar(select(func.count(Judgment.id))) == session.scalar(select(func.count(Answer.id))) == 805
+        evaluation = session.scalars(select(Evaluation)).one()
+        assert evaluation.provenance["source"] == "alpaca_eval results" and evaluation.status == "complete"
+        assert evaluation.provenance["files"][0]["name"] == claude.name and len(evaluation.provenance["files"][0]["sha256"]) == 64
+    rows = json.loads(run("leaderboard", "--json", "--db", registry.url))
+    assert "28." in json.dumps(rows) and "claude-2" in json.dumps(rows)
+
+
+def test_exported_files_are_read_back_to_the_same_scores(registry: Registry, claude: Path, tmp_path: Path):
+    before = json.loads(run("rescore", "alpaca_eval", str(claude), "--json"))["results"][0]["metrics"]
+    run("import", "alpaca_eval", str(claude), "--db", registry.url)
+    written = json.loads(
+        run("export", "claude-2", "--benchmark", "alpaca_eval", "--to", str(tmp_path), "--json", "--db", registry.url)
+    )["files"]
+    annotations = next(path for path in written if Path(path).name == "annotations.json")
+    after = json.loads(run("rescore", "alpaca_eval", annotations, "--json"))["results"][0]["metrics"]
+    assert after == before
+
+
+def test_a_published_leaderboard_is_marked_and_kept_apart(registry: Registry, data: Path):
+    table = data / "alpaca_eval" / "leaderboard_weighted_alpaca_eval_gpt4_turbo.csv"
+    run("import", "alpaca_eval", str(table), "--published", "--db", registry.url)
+    with registry.read() as session:
+        kinds = set(session.execute(select(Checkpoint.kind, Checkpoint.source)).tuples())
+        count = session.scalar(select(func.count(Checkpoint.id)))
+    assert kinds == {("published", "published")} and count > 200
+    assert json.loads(run("leaderboard", "--json", "--db", registry.url)) == []
+    assert len(json.loads(run("leaderboard", "--json", "--published", "--db", registry.url))) == count
+
+
+@pytest.mark.slow
+def test_imported_answers_are_judged_without_their_model(registry: Registry, data: Path, monkeypatch, tmp_path: Path):
+    monkeypatch.setenv("OPENAI_API_KEY", "a key")
+    monkeypatch.setenv("HARNESS_HOME", str(tmp_path / "home"))
+    outputs = data / "alpaca_eval" / "model_outputs_zephyr-7b-beta.json.gz"
+    run("import", "alpaca_eval", str(outputs), "--outputs", "--db", registry.url)
+    with ScriptedJudgeServer(lambda request, number: says("m", {"m": -0.1, "M": -2.3})) as server:
+        command = ["eval", "imported:zephyr-7b-beta", "--benchmarks", "alpaca_eval", "--limit", "12", "--json"]
+        command += ["--judge", "openai:scripted", "--base-url", server.url, "--db", registry.url]
+        run(*command)
+        asked = len(server.requests)
+        run(*command)
+        assert len(server.requests) == asked >= 12
+    with registry.read() as session:
+        assert session.scalar(select(func.count(Judgment.id))) == 12
+        evaluation = session.scalars(select(Evaluation)).one()
+        assert evaluation.answer_set.settings["limit"] == 12 and evaluation.answer_set.n_questions == 12
+    with pytest.raises(MissingInput, match="no imported answers to alpaca_eval by 'nobody'; it has zephyr-7b-beta"):
+        command[1] = "imported:nobody"
+        CliRunner().invoke(app, command, catch_exceptions=False)
+
+
+def test_answers_are_found_by_the_text_of_their_question():
+    questions = [Question("0", "", ("How?",)), Question("1", "", ("Why?",))]
+    found = align([SavedAnswer("7", "because", prompt=" Why? "), SavedAnswer("0", "so")], questions, "b", "m")
+    assert [answer.question_id for answer in found] == ["1", "0"]
+    with pytest.raises(MissingInput, match="2 of 2 answers of m belong to no question of b"):
+        align([SavedAnswer("0", "x", prompt="Who?"), SavedAnswer("9", "y")], questions, "b", "m")
