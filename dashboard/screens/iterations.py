@@ -7,9 +7,11 @@ from dashboard import format as f
 from dashboard.charts import Trace
 from dashboard.curves import draw_iterations, grid
 from dashboard.markup import Column
+from dashboard.over_optimisation import in_words, over_optimisation
 from dashboard.source import empty, expected_errors, pick_run, read
 from db import views
 from db.models import PreferenceSet
+from db.rewards import Rewarded, reward_curve
 from db.views import RunStatus
 
 Curves = dict[str, dict[str, list[tuple[int, float | None]]]]
@@ -38,6 +40,7 @@ def page() -> None:
             draw_iterations(series)
         else:
             empty("No scores yet", "No policy of this run has been evaluated so far; the Runs page shows where it stands.")
+        _rewards(read(reward_curve, run))
         _training(read(views.training_curves, run))
         _preferences(read(views.preference_statistics, run))
         _decisions(status)
@@ -54,6 +57,17 @@ def _summary(status: RunStatus) -> str:
             ("Recipe", summary.recipe_name, status.recipe_hash[:12]),
         ]
     )
+
+
+def _rewards(points: list[Rewarded]) -> None:
+    if len([point for point in points if point.kl is not None and point.gold is not None]) < 2:
+        return
+    st.header("Over-optimisation", anchor=False)
+    st.caption(
+        "Mean reward on the run's held-out prompts. Where the gold reward turns down while the proxy's still rises, the loop has "
+        "begun to learn the proxy's faults."
+    )
+    st.altair_chart(over_optimisation(points), alt=in_words(points), key="over-optimisation")
 
 
 def _training(curves: Curves) -> None:
