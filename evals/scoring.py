@@ -3,13 +3,13 @@
 from collections.abc import Sequence
 
 from evals.benchmark import MAX_FAILED, ScoreRow
-from evals.statistics import failure_bounds, mean_interval, wilson
+from evals.statistics import failure_bounds, mean_interval, standard_error, wilson
 
 
 def percentage(metric: str, values: Sequence[float | None], *, headline: bool = False, proportion: bool = False) -> ScoreRow:
     """Mean over questions of values in [0, 1], in percent; None is a question that failed. Raises ValueError for no questions.
 
-    Interval: Wilson for a `proportion` (values are 0 or 1), else percentile bootstrap over questions.
+    Interval: Wilson for a `proportion` (values are 0 or 1), else a bootstrap over questions (`mean_interval`).
     """
     known = [value for value in values if value is not None]
     failed = len(values) - len(known)
@@ -19,11 +19,11 @@ def percentage(metric: str, values: Sequence[float | None], *, headline: bool = 
         return ScoreRow(metric, None, None, None, f"withheld: {failed} of {len(values)} questions failed", **common)
     if proportion:
         low, high = wilson(sum(known), len(known))
-        value, method = sum(known) / len(known), "Wilson interval over questions"
+        value, method, error = sum(known) / len(known), "Wilson interval over questions", standard_error(known)
     else:
         interval = mean_interval(known, support=(0.0, 1.0))
-        value, low, high, method = interval.value, interval.low, interval.high, interval.method
-    return ScoreRow(metric, 100 * value, _percent(low), _percent(high), method, **common)
+        value, low, high, method, error = interval.value, interval.low, interval.high, interval.method, interval.stderr
+    return ScoreRow(metric, 100 * value, _percent(low), _percent(high), method, stderr=_percent(error), **common)
 
 
 def _percent(value: float | None) -> float | None:

@@ -9,12 +9,14 @@ from hypothesis import strategies as st
 from scipy import stats
 
 from evals.statistics import (
+    bca_ends,
     failure_bounds,
     holm,
     mean_interval,
     minimum_detectable_effect,
     paired_difference,
     standard_error,
+    t_quantile,
     wilson,
 )
 
@@ -57,6 +59,54 @@ def test_bootstrap_covers_the_mean_about_as_often_as_it_says():
         interval = mean_interval(generator.normal(size=60), resamples=600, seed=seed)
         hits += interval.low <= 0 <= interval.high
     assert 0.90 <= hits / 400 <= 0.985
+
+
+def test_bootstrap_covers_skewed_ratings_of_80_questions():
+    """Ratings that crowd at 9 and 10, as of a strong model."""
+    generator = np.random.default_rng(11)
+    ratings, shares = np.array([1.0, 3.0, 9.0, 10.0]), [0.03, 0.05, 0.42, 0.5]
+    truth, hits = float(ratings @ shares), 0
+    for seed in range(600):
+        interval = mean_interval(generator.choice(ratings, 80, p=shares), resamples=800, seed=seed)
+        hits += interval.low <= truth <= interval.high
+    assert 0.925 <= hits / 600 <= 0.975
+
+
+def test_ends_are_scipys_bca_but_for_the_small_sample_widening():
+    values = np.random.default_rng(12).exponential(size=400) ** 2
+    theirs = stats.bootstrap((values,), np.mean, n_resamples=9999, method="BCa", random_state=0).confidence_interval
+    ours = mean_interval(values)
+    width = theirs.high - theirs.low
+    assert (ours.low, ours.high) == pytest.approx((theirs.low, theirs.high), abs=0.04 * width)
+    # Both reach further to the right of a right-skewed mean than to its left.
+    assert ours.high - ours.value > 1.1 * (ours.value - ours.low)
+
+
+def test_t_quantile_is_scipys():
+    for freedom in (10, 31, 79, 163, 499, 804):
+        for p in (0.9, 0.975, 0.995):
+            assert t_quantile(p, freedom) == pytest.approx(stats.t.ppf(p, freedom), rel=1e-4)
+
+
+def test_ends_of_draws_without_skew_or_bias_are_the_widened_percentiles():
+    draws = np.linspace(-1, 1, 2001)
+    low, high = bca_ends(draws, 0.0, 80)
+    tail = stats.norm.cdf(-stats.t.ppf(0.975, 79) * math.sqrt(80 / 79))
+    assert (low, high) == pytest.approx((2 * tail - 1, 1 - 2 * tail), abs=1e-6)
+    # An acceleration that turns the map round ends at the extreme draw instead of crossing over.
+    assert bca_ends(draws, 0.0, 80, acceleration=0.9)[1] == 1.0
+
+
+def test_standard_error_of_an_interval_counts_clusters():
+    values = np.random.default_rng(13).normal(size=60)
+    assert mean_interval(values).stderr == pytest.approx(standard_error(values))
+    paired = mean_interval(np.repeat(values, 2), np.repeat(np.arange(60), 2))
+    assert paired.stderr == pytest.approx(standard_error(values))
+    assert mean_interval([3.0] * 9).stderr is None and mean_interval([1.0, 2.0], ["a", "a"]).stderr is None
+    weights = np.random.default_rng(14).integers(1, 4, 60)
+    drawn = np.random.default_rng(15).integers(0, 60, (4000, 60))
+    resampled = (values * weights)[drawn].sum(1) / weights[drawn].sum(1)
+    assert mean_interval(values, weights=weights).stderr == pytest.approx(resampled.std(), rel=0.05)
 
 
 def test_copies_of_a_cluster_do_not_narrow_the_interval():
