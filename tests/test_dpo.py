@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from core.artifacts import read_rows
-from core.errors import RecipeError
+from core.errors import MissingInput, RecipeError
 from tests.conftest import ROOT
 from tests.training import (
     RESOURCES,
@@ -21,6 +21,7 @@ from tests.training import (
     make_pairs,
     read_events,
     training_settings,
+    write_jsonl,
 )
 from train.dpo import join_reference, require_same_prompts
 from train.logprobs import response_logprobs, truncated_pair
@@ -81,6 +82,82 @@ def test_dpo_takes_only_the_reference_of_its_own_pairs_cut_alike():
         join_reference([row], [cached | {"prompt_id": "q"}], 5)
 
 
+def test_further_caches_and_rewards_ride_with_the_pairs_that_need_them():
+    row = pair(3, [4, 5, 6], [7])
+    row["chosen"] |= {"reward": 1.0, "win_rate": 0.75}
+    row["rejected"] |= {"reward": -1.0, "win_rate": 0.25}
+    cached = {"prompt_id": "p", "chosen_logp": -1.0, "rejected_logp": -2.0, "chosen_tokens": 2, "rejected_tokens": 1}
+    other = cached | {"chosen_logp": -3.0}
+    needs = frozenset({"win_rates", "rewards"})
+    (joined,), _ = join_reference([row], [cached], 5, {"previous": [other]}, needs)
+    assert (joined["ref_chosen_logps"], joined["previous_chosen_logps"]) == (-1.0, -3.0)
+    assert (joined["chosen_win_rates"], joined["rejected_rewards"]) == (0.75, -1.0)
+    with pytest.raises(RecipeError, match="another length"):
+        join_reference([row], [cached], 5, {"previous": [other | {"rejected_tokens": 3}]})
+    del row["rejected"]["win_rate"]
+    with pytest.raises(RecipeError, match="no win_rate; run the pairs stage again"):
+        join_reference([row], [cached], 5, None, needs)
+
+
+def test_an_answer_ends_with_its_turn_end_only_where_generation_stopped(tiny_llama, pairs):
+    """From the pairs to the collated batch: nothing appends an end to a cut-off answer, nothing loses one."""
+    from trl.trainer.dpo_trainer import DataCollatorForPreference
+
+    from train.chat import load_tokenizer
+
+    end = load_tokenizer(tiny_llama).eos_token_id
+    given_rows = read_rows(pairs / "pairs.jsonl")
+    ends = [row[side]["finish_reason"] == "stop" for side in ("chosen", "rejected") for row in given_rows]
+    assert 0 < sum(ends) < len(ends)
+    sides = [(len(row["chosen"]["token_ids"]), len(row["rejected"]["token_ids"])) for row in given_rows]
+    cache = [
+        {"prompt_id": row["prompt_id"], "chosen_logp": 0.0, "rejected_logp": 0.0, "chosen_tokens": c, "rejected_tokens": r}
+        for row, (c, r) in zip(given_rows, sides, strict=True)
+    ]
+    rows, dropped = join_reference(given_rows, cache, 512)
+    assert not dropped
+    batch = DataCollatorForPreference(pad_token_id=end)(rows)
+    for ids, mask, ended in zip(batch["input_ids"], batch["completion_mask"], ends, strict=True):
+        answer = ids[mask.bool()]
+        assert (answer[-1] == end) == ended and end not in answer[:-1]
+
+
+def test_held_out_pairs_become_rows_like_sampled_ones(tiny_llama, make_spec, tmp_path):
+    from core.stage import Spec, Stage
+    from train.chat import load_tokenizer
+    from train.heldout import run
+
+    user, reply = {"role": "user", "content": "Name a colour."}, "assistant"
+    good, bad = [user, {"role": reply, "content": "Red."}], [user, {"role": reply, "content": "Seven."}]
+    rows = [
+        {"id": "a", "source": "s", "chosen": good, "rejected": bad},
+        {"id": "b", "source": "s", "chosen": good, "rejected": [{"role": "user", "content": "Other?"}, bad[1]]},
+        {"id": "c", "source": "s", "chosen": good, "rejected": [user, {"role": reply, "content": ""}]},
+        {"id": "d", "source": "s", "chosen": good, "rejected": bad},
+    ]
+    folder = tmp_path / "data"
+    folder.mkdir()
+    write_jsonl(folder / "pairs_heldout.jsonl", rows)
+    stage = Stage(Spec.load(make_spec("heldout", {"limit": 3}, {"policy": tiny_llama, "data": folder})))
+    stage.work.mkdir(parents=True, exist_ok=True)
+    assert run(stage) == {"pairs": 1, "dropped": 2}
+    (row,) = read_rows(stage.work / "pairs.jsonl")
+    tokenizer = load_tokenizer(tiny_llama)
+    require_same_prompts([row], tokenizer)
+    # The template writes a newline after the end of the turn: no policy answers with it.
+    assert tokenizer.decode(row["chosen"]["token_ids"]) == "Red.<|im_end|>"
+    assert row["rejected"]["token_ids"][-1] == tokenizer.eos_token_id
+
+
+def test_a_loss_that_needs_the_last_iterate_says_which_input_is_missing(tiny_llama, pairs, make_spec):
+    from core.stage import Spec, Stage
+    from train.dpo import training_rows
+
+    spec = make_spec("dpo", dpo_settings(loss="inpo"), {"policy": tiny_llama, "pairs": pairs})
+    with pytest.raises(MissingInput, match="inpo loss needs .* input `previous`"):
+        training_rows(Stage(Spec.load(spec)), [], frozenset({"previous"}))
+
+
 def test_prompts_that_the_policy_would_render_differently_are_refused(tiny_llama, pairs):
     from train.chat import load_tokenizer
 
@@ -103,7 +180,7 @@ def test_conservative_dpo_is_the_weighted_sum_of_trls_sigmoid_and_robust_losses(
 
 
 def test_settings_that_a_loss_would_ignore_are_refused():
-    for loss, smoothing, message in [("hinge", 0.1, "has no label smoothing"), ("dop", 0, "unknown"), ("exo_pair", 0, "0.001")]:
+    for loss, smoothing, message in [("hinge", 0.1, "has no label smoothing"), ("dop", 0, "not known"), ("exo_pair", 0, "0.001")]:
         with pytest.raises(RecipeError, match=message):
             dpo_losses(loss, smoothing)
     with pytest.raises(RecipeError, match="both set"):
@@ -157,9 +234,19 @@ def test_reference_rows_follow_the_pairs_and_count_what_is_dropped(tiny_llama, p
 
 def test_dpo_starts_at_the_reference_and_learns_the_preference(tiny_llama, pairs, reference, run_stage, tmp_path):
     events = tmp_path / "events.ndjson"
-    inputs = {"policy": tiny_llama, "pairs": pairs, "reference": reference.path}
+    # The pairs themselves stand in for held-out ones, so that what is measured on them is known: they are being learned.
+    inputs = {"policy": tiny_llama, "pairs": pairs, "reference": reference.path, "first": reference.path}
+    inputs |= {"heldout": pairs, "heldout_reference": reference.path}
     artifact = run_stage("train.dpo", "dpo[1]", dpo_settings(epochs=3), inputs, resources=RESOURCES, events=str(events))
-    curves = [event["values"] for event in read_events(events, "metric")]
+    points = read_events(events, "metric")
+    curves = [event["values"] for event in points if "loss" in event["values"]]
+    held_out = [(event["step"], event["values"]) for event in points if "held_out/accuracy" in event["values"]]
+    assert [step for step, _ in held_out] == [6, 12, 18]  # after each epoch
+    assert held_out[-1][1]["held_out/accuracy"] > 0.9 and held_out[-1][1]["held_out/margin"] > 0
+    assert artifact.metrics["held_out_accuracy"] == held_out[-1][1]["held_out/accuracy"]
+    assert (artifact.metrics["held_out_pairs"], artifact.metrics["held_out_margin"]) == (24, held_out[-1][1]["held_out/margin"])
+    for curve in curves:  # the first policy is the reference here, by another road
+        assert curve["kl_first"] == pytest.approx(curve["kl"], abs=1e-3)
     assert curves[0]["loss"] == pytest.approx(0.693147, abs=1e-4)  # the policy still is the reference: log 2
     assert curves[0]["kl"] == pytest.approx(0, abs=1e-3)
     assert len(curves) == 18 and curves[-1]["loss"] < 0.5
@@ -171,6 +258,8 @@ def test_dpo_starts_at_the_reference_and_learns_the_preference(tiny_llama, pairs
         "grad_norm",
         "learning_rate",
         "kl",
+        "tokens/chosen",
+        "tokens/rejected",
     ):
         assert name in curves[-1]
     assert artifact.metrics["reward_accuracy"] > 0.9 and artifact.metrics["reward_margin"] > 0

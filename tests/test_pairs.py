@@ -1,7 +1,10 @@
 """Pair selection: the penalised order is kept, ties and faults are counted, nothing is lost."""
 
 import json
+import math
+import random
 from collections import Counter
+from statistics import fmean, pstdev
 
 import pytest
 from hypothesis import given
@@ -9,8 +12,8 @@ from hypothesis import strategies as st
 
 from core.artifacts import write_rows
 from core.errors import HarnessError, RecipeError
-from train.pairs import build_pairs, correlation, describe
-from train.selection import Candidate, Rules, select_pairs, truncation_fault
+from train.pairs import build_pairs, correlation, describe, length_penalty
+from train.selection import RULES, Candidate, Rules, select_pairs, truncation_fault, win_rates, zero_gap_penalty
 
 SETTINGS = {"rule": "max_min", "length_penalty": 0.0, "min_margin": 0.0, "truncated": "keep", "max_length": 512, "seed": 0}
 
@@ -26,10 +29,11 @@ candidates = st.lists(
 )
 rules = st.builds(
     Rules,
-    rule=st.sampled_from(["max_min", "max_random", "all_margin"]),
+    rule=st.sampled_from(sorted(RULES)),
     length_penalty=st.sampled_from([0.0, 0.001, 0.01]),
     min_margin=st.sampled_from([0.0, 0.5, 3.0]),
     truncated=st.sampled_from(["keep", "drop", "penalise"]),
+    k=st.integers(1, 4),
 )
 
 
@@ -72,22 +76,88 @@ def test_adding_a_constant_to_all_rewards_changes_no_pair(answers, how, seed, co
     def integral(c, shift):
         return Candidate(round(c.reward) + shift, c.length - c.length % 1000, c.text, c.truncated)
 
-    how = Rules(how.rule, 0.0, how.min_margin, how.truncated)
+    # max_low_sigma compares with a rounded mean and sigma: a score exactly on the level may fall on either side.
+    how = Rules("max_min" if how.rule == "max_low_sigma" else how.rule, 0.0, how.min_margin, how.truncated, how.k)
     before = select_pairs([integral(c, 0) for c in answers], how, seed)
     after = select_pairs([integral(c, constant) for c in answers], how, seed)
     assert [(p.chosen, p.rejected) for p in before[0]] == [(p.chosen, p.rejected) for p in after[0]] and before[1] == after[1]
 
 
 @given(candidates, rules)
-def test_max_min_and_max_random_choose_among_all_margins(answers, how):
-    everything = {
-        (p.chosen, p.rejected)
-        for p in select_pairs(answers, Rules("all_margin", how.length_penalty, how.min_margin, how.truncated))[0]
-    }
-    for rule in ("max_min", "max_random"):
-        pairs, _ = select_pairs(answers, Rules(rule, how.length_penalty, how.min_margin, how.truncated), seed=3)
-        assert len(pairs) == (1 if everything else 0)
-        assert {(p.chosen, p.rejected) for p in pairs} <= everything
+def test_every_rule_chooses_among_all_margins(answers, how):
+    def chosen(rule: str) -> set[tuple[int, int]]:
+        as_told = Rules(rule, how.length_penalty, how.min_margin, how.truncated, how.k)
+        return {(p.chosen, p.rejected) for p in select_pairs(answers, as_told, seed=3)[0]}
+
+    everything = chosen("all_margin")
+    for rule in RULES:
+        assert chosen(rule) <= everything
+    for rule in ("max_min", "max_random", "top_k"):
+        assert bool(chosen(rule)) == bool(everything)
+    assert len(chosen("max_min")) <= 1 and len(chosen("max_random")) <= 1 and len(chosen("max_low_sigma")) <= 1
+
+
+@given(candidates, rules)
+def test_top_k_uses_no_answer_twice_and_begins_with_max_min(answers, how):
+    pairs, _ = select_pairs(answers, Rules("top_k", how.length_penalty, how.min_margin, how.truncated, how.k))
+    used = [i for p in pairs for i in (p.chosen, p.rejected)]
+    assert len(pairs) <= how.k and len(set(used)) == len(used)
+    assert pairs[:1] == select_pairs(answers, Rules("max_min", how.length_penalty, how.min_margin, how.truncated))[0]
+
+
+def test_top_k_by_hand():
+    answers = of((5.0, 1.0, 4.0, 2.0, 3.0))
+    pairs, _ = select_pairs(answers, Rules("top_k", k=9))
+    assert [(p.chosen, p.rejected) for p in pairs] == [(0, 1), (2, 3)]  # 3.0 meets itself in the middle
+    assert [p.margin for p in pairs] == [4.0, 2.0]
+    assert len(select_pairs(answers, Rules("top_k", k=9, min_margin=2.5))[0]) == 1
+
+
+def test_max_low_sigma_passes_over_the_outlier():
+    """Mean 8.2, sigma 3.12: the level is 1.96. Below it lie 1.9 and -9; the nearer one is taken, max_min takes the other."""
+    answers = of((10.0,) * 17 + (9.99, 1.9, -9.0))
+    distinct = [Candidate(c.reward + i * 1e-6, c.length, c.text) for i, c in enumerate(answers)]
+    scores = [c.reward for c in distinct]
+    level = fmean(scores) - 2 * pstdev(scores)
+    assert -9 < level < 1.9 < fmean(scores)  # only the outlier lies below
+    assert first(select_pairs(distinct, Rules("max_low_sigma")))[1] == 19
+    lower = [*distinct[:18], Candidate(-0.5, 10, "a"), distinct[19], Candidate(-4.0, 10, "b")]
+    level = fmean(c.reward for c in lower) - 2 * pstdev([c.reward for c in lower])
+    assert -4 < level < -0.5
+    assert first(select_pairs(lower, Rules("max_low_sigma")))[1] == 20 and first(select_pairs(lower, Rules()))[1] == 19
+
+
+def test_max_low_sigma_takes_the_worst_where_none_is_two_sigma_low():
+    """Of five answers none can be: the lowest z-score of n is -(n - 1) / sqrt(n), -1.79 here."""
+    assert first(select_pairs(of((1.0, 2.0, 3.0, 4.0, -90.0)), Rules("max_low_sigma"))) == (3, 4)
+    assert first(select_pairs(of((1.0, 9.0, 2.0), truncated={1}), Rules("max_low_sigma", truncated="penalise"))) == (2, 1)
+
+
+def test_win_rates_are_bradley_terry_means_over_all_samples():
+    assert win_rates([0.0, math.log(3)]) == pytest.approx([(0.5 + 0.25) / 2, (0.75 + 0.5) / 2])
+    assert win_rates([2.0]) == [0.5] and win_rates([]) == []
+    many = win_rates([-800.0, 0.3, 0.1, 800.0])
+    assert fmean(many) == pytest.approx(0.5) and many[0] < many[2] < many[1] < many[3]
+
+
+@given(st.lists(st.tuples(st.floats(0.001, 5), st.floats(-100, 400)), min_size=1, max_size=30))
+def test_the_tuned_penalty_is_where_a_falling_gap_crosses_zero(steps):
+    """Gap = mean of steps that fall from above to 100 below their level, each at a penalty of its own."""
+
+    def gap(penalty: float) -> float:
+        return fmean(level if penalty < at else -100.0 for at, level in steps)
+
+    found = zero_gap_penalty(gap)
+    if gap(0.0) <= 0:
+        assert found == 0.0
+    elif gap(found) != 0:
+        assert gap(found * (1 - 1e-6)) > 0 >= gap(found * (1 + 1e-6))  # the step is at the penalty found
+        assert abs(gap(found)) <= min(abs(gap(found * (1 - 1e-6))), abs(gap(found * (1 + 1e-6))))
+
+
+def test_a_gap_that_no_penalty_closes_is_a_sentence():
+    with pytest.raises(RecipeError, match="give a number instead"):
+        zero_gap_penalty(lambda penalty: 12.0)
 
 
 def test_max_random_is_random():
@@ -126,7 +196,7 @@ def test_a_truncated_answer_can_be_rejected_but_never_chosen():
 
 
 def test_mistakes_name_the_fix():
-    for wrong in ({"rule": "max_max"}, {"truncated": "ignore"}, {"min_margin": -1}):
+    for wrong in ({"rule": "max_max"}, {"truncated": "ignore"}, {"min_margin": -1}, {"k": 0}):
         with pytest.raises(RecipeError):
             Rules(**wrong)
     with pytest.raises(RecipeError, match="characters or tokens"):
@@ -171,6 +241,36 @@ def test_length_unit_changes_what_is_penalised():
         assert rows[0]["chosen"]["sample"] == chosen
 
 
+def scored(rewards_and_lengths: list[list[tuple[float, int]]]) -> list[dict]:
+    return [
+        prompt(
+            f"p{i}", [sample("x" * length + str(k), reward, [k] * (length // 4 + 1)) for k, (reward, length) in enumerate(row)]
+        )
+        for i, row in enumerate(rewards_and_lengths)
+    ]
+
+
+def test_auto_brings_the_length_gap_of_biased_rewards_to_zero():
+    """Rewards are noise plus 0.01 per character. Without a penalty the chosen answer is far longer; auto finds about that
+    0.01, at which length tells nothing."""
+    generator = random.Random(0)
+    lengths = [[generator.randint(50, 800) for _ in range(6)] for _ in range(400)]
+    prompts = scored([[(generator.gauss(0, 1) + 0.01 * n, n) for n in row] for row in lengths])
+
+    def gap(penalty: float) -> float:
+        rows, dropped = build_pairs(prompts, SETTINGS | {"length_penalty": penalty, "max_length": 4096})
+        return describe(prompts, rows, dropped, penalty)["statistics"]["length_gap_characters"]
+
+    found = length_penalty(prompts, SETTINGS | {"length_penalty": "auto", "max_length": 4096})
+    assert gap(0.0) > 400 and abs(gap(found)) < 4
+    assert found == pytest.approx(0.01, rel=0.1)
+    assert length_penalty(prompts, SETTINGS | {"length_penalty": 0.003}) == 0.003
+
+
+def test_a_short_winner_needs_no_penalty():
+    assert length_penalty(scored([[(2.0, 10), (1.0, 90)]]), SETTINGS | {"length_penalty": "auto"}) == 0.0
+
+
 def test_statistics_by_hand():
     rows, dropped = build_pairs(PROMPTS, SETTINGS)
     told = describe(PROMPTS, rows, dropped)
@@ -180,6 +280,10 @@ def test_statistics_by_hand():
     assert (told["tokens_chosen"], told["tokens_rejected"]) == (2.0, 3.0)
     assert told["statistics"]["truncated"] == pytest.approx(1 / 7)
     assert told["statistics"]["chosen_longer"] == 0.0
+    # Pairs: yy (3) over x (1), p (0) over q (-1); tokens 1 against 2 and 3 against 4.
+    assert told["statistics"]["length_gap_tokens"] == -1.0 and told["statistics"]["length_gap_characters"] == 0.5
+    assert told["statistics"]["margin_std"] == pytest.approx(0.5) and told["statistics"]["length_penalty"] == 0.0
+    assert told["statistics"]["reward_std_within_prompt"] == pytest.approx((math.sqrt(2 / 3) + 0 + 0.5) / 3)
     json.dumps(told, allow_nan=False)
 
 
@@ -202,6 +306,8 @@ def test_the_stage_writes_pairs_and_statistics(run_stage, tmp_path):
     artifact = run_stage("train.pairs", "pairs", SETTINGS, stage_inputs(tmp_path, PROMPTS))
     assert [json.loads(line)["prompt_id"] for line in artifact.file("pairs.jsonl").read_text().splitlines()] == ["a", "d"]
     assert json.loads(artifact.file("statistics.json").read_text()) == artifact.metrics
+    sides = [json.loads(line) for line in artifact.file("pairs.jsonl").read_text().splitlines()]
+    assert sides[1]["chosen"]["win_rate"] == pytest.approx((0.5 + 1 / (1 + math.exp(-1))) / 2)
     assert artifact.metrics["n_pairs"] + sum(artifact.metrics["dropped"].values()) == artifact.metrics["n_prompts"]
 
 

@@ -1,9 +1,21 @@
-"""DPO losses by name, as weighted sums of trl's."""
+"""DPO losses by name: trl's as weighted sums, our own and other packages' as functions of a `PairBatch`.
+
+    dpo_losses("sigmoid", 0.1)        # trl's loss types and weights
+    find_loss("simpo").options        # {"simpo_gamma": 1.375}: its recipe keys and their defaults
+
+A loss of your own is a `PairLoss` declared under the entry-point group `harness.losses`.
+"""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any
 
 from core.errors import RecipeError
+from train import preference_losses as ours
+from train.plugins import find_plugin
 
 # The names that trl 1.16's DPOTrainer computes (trl/trainer/dpo_trainer.py, `_compute_loss`).
-DPO_LOSSES = (
+TRL_LOSSES = (
     "sigmoid",
     "hinge",
     "ipo",
@@ -20,6 +32,76 @@ DPO_LOSSES = (
     "sft",
     "sigmoid_norm",
 )
+# Those of them that read label_smoothing themselves; for sigmoid see `dpo_losses`.
+_SMOOTHED = ("robust", "exo_pair", "aot", "aot_unpaired")
+
+NEEDS = ("rewards", "win_rates", "previous", "weights")
+"""What a loss may ask for beyond log-probabilities and lengths: fields of `PairBatch`."""
+
+
+@dataclass(frozen=True)
+class PairLoss:
+    """A loss `function(batch: PairBatch, *, beta, **options) -> Tensor [n]`, averaged over the pairs of a batch."""
+
+    function: Callable[..., Any]
+    options: Mapping[str, float | None] = field(default_factory=dict)
+    """Keyword -> default; None where the recipe must say. Our own are keys of `dpo`, others' of `dpo.loss_options`."""
+    needs: frozenset[str] = frozenset()
+    """A subset of `NEEDS`."""
+    on_policy: bool = False
+    """Whether its log-ratio is to the policy that answered: then `reference.policy` must be `previous`."""
+
+
+LOSSES: dict[str, PairLoss] = {
+    # gamma / beta = 0.55 at beta 2.5: princeton-nlp/SimPO, README, Llama-3-Instruct.
+    "simpo": PairLoss(ours.simpo, {"simpo_gamma": 1.375}),
+    # The paper and its successors tune alpha from 0.005 to 1: there is no default to rely on.
+    "rdpo": PairLoss(ours.rdpo, {"rdpo_alpha": None}),
+    # alpha = 1 in the experiments of arXiv 2404.19733.
+    "dpo_nll": PairLoss(ours.dpo_nll, {"nll_weight": 1.0}),
+    "sppo": PairLoss(ours.sppo, needs=frozenset({"win_rates"}), on_policy=True),
+    # tau = eta / 3 in the experiments of arXiv 2407.00617, with eta = beta = 0.005.
+    "inpo": PairLoss(ours.inpo, {"inpo_ratio": 1 / 3}, frozenset({"previous"})),
+    "rebel": PairLoss(ours.rebel, needs=frozenset({"rewards"}), on_policy=True),
+    "wpo": PairLoss(ours.wpo, needs=frozenset({"weights"})),
+}
+
+
+def find_loss(name: str) -> PairLoss | None:
+    """The loss called `name`, or None for one of trl's. Raises RecipeError with all known names."""
+    if name in TRL_LOSSES:
+        return None
+    table = dict.fromkeys(TRL_LOSSES) | LOSSES
+    found = find_plugin(name, table, "harness.losses")
+    if not isinstance(found, PairLoss):
+        raise RecipeError(f"The entry point {name} of harness.losses is no train.losses.PairLoss; wrap its function in one.")
+    unknown = found.needs - set(NEEDS)
+    if unknown:
+        raise RecipeError(f"The loss {name} needs {', '.join(sorted(unknown))}; a PairLoss may need {', '.join(NEEDS)}.")
+    return found
+
+
+def loss_options(name: str, given: Mapping[str, float], extra: Mapping[str, Any]) -> dict[str, Any]:
+    """Keyword -> value that the loss `name` runs with: its defaults, and what the recipe sets.
+
+    `given`: the keys of `dpo` that belong to losses of ours, where they are set; `extra`: `dpo.loss_options`, for losses of
+    other packages. Raises RecipeError for a key that this loss does not use, by name, and for one that it needs and lacks.
+    """
+    loss = find_loss(name)
+    section = "dpo." if loss is None or name in LOSSES else "dpo.loss_options."
+    options = {section + key: value for key, value in (loss.options if loss else {}).items()}
+    told = {f"dpo.{key}": value for key, value in given.items()} | {f"dpo.loss_options.{k}": v for k, v in extra.items()}
+    unused = [key for key in told if key not in options]
+    if unused:
+        raise RecipeError(
+            f"The {name} loss does not use {', '.join(unused)} (keys of its own: {', '.join(options) or 'none'}); "
+            "remove what it does not use."
+        )
+    options |= told
+    missing = [key for key, value in options.items() if value is None]
+    if missing:
+        raise RecipeError(f"The {name} loss has no default for {', '.join(missing)}; set it in the recipe.")
+    return {key.removeprefix(section): value for key, value in options.items()}
 
 
 def dpo_losses(loss: str, label_smoothing: float) -> tuple[list[str], list[float]]:
@@ -28,15 +110,16 @@ def dpo_losses(loss: str, label_smoothing: float) -> tuple[list[str], list[float
     trl ignores label smoothing for the sigmoid loss. Conservative DPO (Mitchell 2023, "A note on DPO with noisy
     preferences") is (1 - e) A + e B with A = -log s(x), B = -log s(-x), x the scaled margin; as trl's robust loss is
     ((1 - e) A - e B) / (1 - 2e), it is exactly 2 (1 - e) sigmoid - (1 - 2e) robust.
+
+    A loss that trl does not have is computed beside it: trl's own part then is sigmoid with weight 0.
     """
-    if loss not in DPO_LOSSES:
-        raise RecipeError(f"The DPO loss {loss!r} is unknown; choose one of {', '.join(DPO_LOSSES)}.")
+    own = find_loss(loss) is not None
     if not 0 <= label_smoothing < 0.5:
         raise RecipeError(f"label_smoothing {label_smoothing} flips most preferences; set it in [0, 0.5).")
     if loss == "exo_pair" and label_smoothing == 0:
         raise RecipeError("The exo_pair loss is undefined without label smoothing; set label_smoothing to 0.001.")
     if label_smoothing and loss == "sigmoid":
         return ["sigmoid", "robust"], [2 * (1 - label_smoothing), -(1 - 2 * label_smoothing)]
-    if label_smoothing and loss not in ("robust", "exo_pair"):
+    if label_smoothing and loss not in _SMOOTHED:
         raise RecipeError(f"The {loss} loss has no label smoothing; set label_smoothing to 0 or loss to sigmoid or robust.")
-    return [loss], [1.0]
+    return (["sigmoid"], [0.0]) if own else ([loss], [1.0])

@@ -9,28 +9,32 @@ before) puts its pairs in front; the statistics are of the new ones alone.
 
 import json
 from collections import Counter
-from statistics import fmean, quantiles
+from statistics import fmean, pstdev, quantiles
 from typing import Any
 
 from core.artifacts import read_rows, write_durably, write_rows
 from core.errors import HarnessError, HashMismatch, RecipeError
 from core.seeds import derive_seed
 from core.stage import Stage, main
-from train.selection import Candidate, Rules, select_pairs, truncation_fault
+from train.selection import Candidate, Rules, select_pairs, truncation_fault, win_rates, zero_gap_penalty
 from train.shards import shard_files
+
+UNITS = ("characters", "tokens")
+"""What `length_unit` may count."""
 
 
 def run(stage: Stage) -> dict[str, Any]:
     """Return the statistics. Raises HarnessError when no pair is left, with the counts of what removed them."""
     prompts = read_scored(stage)
-    pairs, dropped = build_pairs(prompts, stage.settings)
+    penalty = length_penalty(prompts, stage.settings)
+    pairs, dropped = build_pairs(prompts, stage.settings | {"length_penalty": penalty})
     if not pairs:
         counts = ", ".join(f"{rule} {n}" for rule, n in dropped.most_common())
         raise HarnessError(
             f"None of {len(prompts)} prompts gave a preference pair ({counts}); "
             "sample more answers, raise max_tokens or lower min_margin."
         )
-    statistics = describe(prompts, pairs, dropped)
+    statistics = describe(prompts, pairs, dropped, penalty)
     earlier = read_rows(stage.input("earlier") / "pairs.jsonl") if "earlier" in stage.spec.inputs else []
     write_rows(stage.work / "pairs.jsonl", earlier + pairs)
     write_durably(stage.work / "statistics.json", json.dumps(statistics, indent=1, sort_keys=True))
@@ -38,23 +42,42 @@ def run(stage: Stage) -> dict[str, Any]:
 
 
 def read_scored(stage: Stage) -> list[dict[str, Any]]:
-    """Generation rows with a "reward" in each sample. Raises HashMismatch when the annotations are of other samples."""
+    """Generation rows, each sample with its "reward" and "win_rate". Raises HashMismatch for annotations of other samples."""
     generated = [row for shard in shard_files(stage.input("generations")) for row in read_rows(shard)]
     annotated = [row for shard in shard_files(stage.input("annotations")) for row in read_rows(shard)]
     if [(r["prompt_id"], len(r["samples"])) for r in generated] != [(r["prompt_id"], len(r["rewards"])) for r in annotated]:
         raise HashMismatch("The annotations do not belong to these generations; run the annotate stage on them again.")
     for row, annotation in zip(generated, annotated, strict=True):
-        for sample, reward in zip(row["samples"], annotation["rewards"], strict=True):
-            sample["reward"] = reward
+        rates = win_rates(annotation["rewards"])
+        for sample, reward, rate in zip(row["samples"], annotation["rewards"], rates, strict=True):
+            sample |= {"reward": reward, "win_rate": rate}
     return generated
+
+
+def length_penalty(prompts: list[dict[str, Any]], settings: dict[str, Any]) -> float:
+    """The recipe's number, or for `auto` the one at which chosen and rejected answers are equally long on average.
+
+    Lengths are in `length_unit`. No pair at all is no gap: the caller reports what removed them.
+    """
+    if settings["length_penalty"] != "auto":
+        return settings["length_penalty"]
+    unit = settings.get("length_unit", "characters")
+
+    def gap(penalty: float) -> float:
+        rows, _ = build_pairs(prompts, settings | {"length_penalty": penalty})
+        return fmean(length_of(row["chosen"], unit) - length_of(row["rejected"], unit) for row in rows) if rows else 0.0
+
+    return zero_gap_penalty(gap)
 
 
 def build_pairs(prompts: list[dict[str, Any]], settings: dict[str, Any]) -> tuple[list[dict[str, Any]], Counter[str]]:
     """Rows of pairs.jsonl in the order of the prompts, and how many prompts each rule removed."""
     unit = settings.get("length_unit", "characters")
-    if unit not in ("characters", "tokens"):
+    if unit not in UNITS:
         raise RecipeError(f"length_unit is {unit!r}; use characters or tokens.")
-    rules = Rules(settings["rule"], settings["length_penalty"], settings["min_margin"], settings["truncated"])
+    rules = Rules(
+        settings["rule"], settings["length_penalty"], settings["min_margin"], settings["truncated"], settings.get("k") or 1
+    )
     rows: list[dict[str, Any]] = []
     dropped: Counter[str] = Counter()
     for prompt in prompts:
@@ -87,22 +110,28 @@ def build_pairs(prompts: list[dict[str, Any]], settings: dict[str, Any]) -> tupl
 
 
 def candidate(sample: dict[str, Any], unit: str) -> Candidate:
-    length = len(sample["text"]) if unit == "characters" else len(sample["token_ids"])
-    return Candidate(sample["reward"], length, sample["text"], sample["finish_reason"] == "length")
+    return Candidate(sample["reward"], length_of(sample, unit), sample["text"], sample["finish_reason"] == "length")
+
+
+def length_of(sample: dict[str, Any], unit: str) -> int:
+    return len(sample["text"]) if unit == "characters" else len(sample["token_ids"])
 
 
 def side(sample: dict[str, Any], index: int) -> dict[str, Any]:
-    """One side of a pair: the sample's own ids, and which sample it was."""
-    return {key: sample[key] for key in ("text", "token_ids", "finish_reason", "reward")} | {"sample": index}
+    """One side of a pair: the sample's own ids, what it was given, and which sample it was."""
+    keys = ("text", "token_ids", "finish_reason", "reward", "win_rate")
+    return {key: sample[key] for key in keys if key in sample} | {"sample": index}
 
 
-def describe(prompts: list[dict[str, Any]], pairs: list[dict[str, Any]], dropped: Counter[str]) -> dict[str, Any]:
-    """Fields of `db.models.PreferenceSet`; lengths in tokens, rewards raw (unpenalised)."""
+def describe(
+    prompts: list[dict[str, Any]], pairs: list[dict[str, Any]], dropped: Counter[str], penalty: float = 0.0
+) -> dict[str, Any]:
+    """Fields of `db.models.PreferenceSet`; lengths in tokens, rewards raw (unpenalised). `penalty`: per unit of length."""
     samples = [sample for prompt in prompts for sample in prompt["samples"]]
     rewards = [sample["reward"] for sample in samples]
     lengths = [len(sample["token_ids"]) for sample in samples]
     margins = [pair["chosen"]["reward"] - pair["rejected"]["reward"] for pair in pairs]
-    longer = [len(pair["chosen"]["token_ids"]) > len(pair["rejected"]["token_ids"]) for pair in pairs]
+    gaps = {unit: [length_of(p["chosen"], unit) - length_of(p["rejected"], unit) for p in pairs] for unit in UNITS}
     sampled = [[sample["reward"] for sample in prompt["samples"]] for prompt in prompts if prompt["samples"]]
     return {
         "n_prompts": len(prompts),
@@ -117,11 +146,17 @@ def describe(prompts: list[dict[str, Any]], pairs: list[dict[str, Any]], dropped
         "tokens_rejected": fmean(len(pair["rejected"]["token_ids"]) for pair in pairs),
         "statistics": {
             "reward_best_of_n": fmean(max(values) for values in sampled),
+            "reward_std": pstdev(rewards),
+            "reward_std_within_prompt": fmean(pstdev(values) for values in sampled),
             "reward_deciles": quantiles(rewards, n=10),
+            "margin_std": pstdev(margins),
             "margin_deciles": quantiles(margins, n=10) if len(margins) > 1 else [],
+            "length_penalty": penalty,
+            "length_gap_tokens": fmean(gaps["tokens"]),
+            "length_gap_characters": fmean(gaps["characters"]),
             "length_reward_correlation": correlation(lengths, rewards),
             "length_reward_correlation_within_prompt": correlation(*within_prompt(prompts)),
-            "chosen_longer": fmean(longer),
+            "chosen_longer": fmean(gap > 0 for gap in gaps["tokens"]),
             "chosen_lower_reward": fmean(margin < 0 for margin in margins),
             "truncated": fmean(sample["finish_reason"] == "length" for sample in samples),
         },

@@ -4,9 +4,11 @@ Score of an answer = reward - length_penalty * length (RLHF Workflow, Eq. 9). Th
 end: the upstream code re-orients a pair by raw reward afterwards, which undoes the penalty whenever it mattered.
 """
 
+import math
 import random
 from collections.abc import Callable
 from dataclasses import dataclass
+from statistics import fmean, pstdev
 
 from core.errors import RecipeError
 
@@ -38,6 +40,8 @@ class Rules:
     length_penalty: float = 0.0
     min_margin: float = 0.0
     truncated: str = "keep"
+    k: int = 1
+    """Pairs a prompt that top_k makes at most."""
 
     def __post_init__(self) -> None:
         if self.rule not in RULES:
@@ -46,6 +50,8 @@ class Rules:
             raise RecipeError(f"truncated is {self.truncated!r}; use keep, drop or penalise.")
         if self.min_margin < 0:
             raise RecipeError(f"min_margin is {self.min_margin}; set it to 0 or more.")
+        if self.k < 1:
+            raise RecipeError(f"k is {self.k}; set it to 1 or more.")
 
 
 Selection = tuple[list[Pair], str | None]
@@ -68,7 +74,7 @@ def select_pairs(candidates: list[Candidate], rules: Rules, seed: int = 0) -> Se
     ranks = {i: rank(candidates[i], rules) for i in indices}
     if len(set(ranks.values())) == 1:
         return [], "tie"
-    pairs = RULES[rules.rule](ranks, rules.min_margin, random.Random(seed))
+    pairs = RULES[rules.rule](ranks, rules, random.Random(seed))
     return (pairs, None) if pairs else ([], "below_min_margin")
 
 
@@ -102,30 +108,100 @@ def _best(ranks: dict[int, Rank]) -> int:
     return max(ranks, key=lambda i: (ranks[i], -i))
 
 
-def max_min(ranks: dict[int, Rank], min_margin: float, generator: random.Random) -> list[Pair]:
+def _worst(ranks: dict[int, Rank]) -> int:
+    return min(ranks, key=lambda i: (ranks[i], i))
+
+
+def max_min(ranks: dict[int, Rank], rules: Rules, generator: random.Random) -> list[Pair]:
     """Best against worst."""
-    worst = min(ranks, key=lambda i: (ranks[i], i))
-    pair = _pair(ranks, _best(ranks), worst, min_margin)
+    pair = _pair(ranks, _best(ranks), _worst(ranks), rules.min_margin)
     return [pair] if pair else []
 
 
-def max_random(ranks: dict[int, Rank], min_margin: float, generator: random.Random) -> list[Pair]:
-    """Best against one of the others that are worse by the margin, each equally likely."""
+def max_random(ranks: dict[int, Rank], rules: Rules, generator: random.Random) -> list[Pair]:
+    """Best against a random one of the rest: of those that are worse by the margin, each equally likely.
+
+    Upstream's rule of this name is not random: the rejected answer is always the first, or the second.
+    """
     best = _best(ranks)
-    pairs = [pair for i in sorted(ranks) if (pair := _pair(ranks, best, i, min_margin))]
+    pairs = [pair for i in sorted(ranks) if (pair := _pair(ranks, best, i, rules.min_margin))]
     return [generator.choice(pairs)] if pairs else []
 
 
-def all_margin(ranks: dict[int, Rank], min_margin: float, generator: random.Random) -> list[Pair]:
+def max_low_sigma(ranks: dict[int, Rank], rules: Rules, generator: random.Random) -> list[Pair]:
+    """Best against the answer just below mean - 2 sigma of the prompt's scores, or the worst where none is that low.
+
+    With many samples the worst answer is an outlier that teaches little (Xiao et al. 2025, arXiv 2502.16825). Mean and
+    population sigma are of the finished answers; cut-off ones that are penalised lie below any score.
+    """
+    scores = [score for finished, score in ranks.values() if finished]
+    level = fmean(scores) - 2 * pstdev(scores) if scores else -math.inf
+    below = {i: rank for i, rank in ranks.items() if rank <= (True, level)}
+    rejected = _best(below) if below else _worst(ranks)
+    pair = _pair(ranks, _best(ranks), rejected, rules.min_margin)
+    return [pair] if pair else []
+
+
+def top_k(ranks: dict[int, Rank], rules: Rules, generator: random.Random) -> list[Pair]:
+    """The i-th best against the i-th worst for i = 1 to k: no answer is in two pairs, and k = 1 is max_min."""
+    order = sorted(ranks, key=lambda i: (ranks[i], -i), reverse=True)
+    worst = sorted(ranks, key=lambda i: (ranks[i], i))
+    pairs, used = [], set()
+    for better, worse in list(zip(order, worst, strict=True))[: rules.k]:
+        pair = None if {better, worse} & used else _pair(ranks, better, worse, rules.min_margin)
+        if pair is None:  # the two ends have met
+            break
+        used |= {better, worse}
+        pairs.append(pair)
+    return pairs
+
+
+def all_margin(ranks: dict[int, Rank], rules: Rules, generator: random.Random) -> list[Pair]:
     """Every two answers that differ by the margin."""
-    return [pair for i in sorted(ranks) for j in sorted(ranks) if (pair := _pair(ranks, i, j, min_margin))]
+    return [pair for i in sorted(ranks) for j in sorted(ranks) if (pair := _pair(ranks, i, j, rules.min_margin))]
 
 
-RULES: dict[str, Callable[[dict[int, Rank], float, random.Random], list[Pair]]] = {
+RULES: dict[str, Callable[[dict[int, Rank], Rules, random.Random], list[Pair]]] = {
     "max_min": max_min,
     "max_random": max_random,
+    "max_low_sigma": max_low_sigma,
+    "top_k": top_k,
     "all_margin": all_margin,
 }
+
+
+def win_rates(rewards: list[float]) -> list[float]:
+    """For each of K sampled answers, the mean over all K of s(r - r_k): the Bradley-Terry probability of beating an answer
+    of the policy that was sampled from (SPPO, arXiv 2405.00675, Algorithm 1; itself counts as a draw)."""
+    return [fmean(_sigmoid(reward - other) for other in rewards) for reward in rewards]
+
+
+def _sigmoid(x: float) -> float:
+    return 1 / (1 + math.exp(-x)) if x >= 0 else math.exp(x) / (1 + math.exp(x))
+
+
+def zero_gap_penalty(gap: Callable[[float], float], steps: int = 40) -> float:
+    """The length penalty at which `gap(penalty)`, the mean length of chosen less rejected answers, comes nearest to 0.
+
+    0 where the gap without penalty is not positive. Bisection between 0 and the first of 1e-6, 4e-6, ... whose gap is no
+    longer positive: a higher penalty prefers shorter answers, so the gap falls, in steps. The idea of tuning it to a zero
+    gap is DICE's (Chen et al. 2024, arXiv 2406.09760). Raises RecipeError when no penalty closes the gap.
+    """
+    low, at_low = 0.0, gap(0.0)
+    if at_low <= 0:
+        return 0.0
+    high = 1e-6
+    while (at_high := gap(high)) > 0:
+        low, at_low, high = high, at_high, 4 * high
+        if high > 1e6:
+            raise RecipeError(f"No length penalty brings the chosen answers' extra {at_low:.0f} to 0; give a number instead.")
+    for _ in range(steps):
+        if at_high == 0 or high - low <= 1e-9 * high:
+            break
+        middle = (low + high) / 2
+        value = gap(middle)
+        low, at_low, high, at_high = (middle, value, high, at_high) if value > 0 else (low, at_low, middle, value)
+    return low if low > 0 and at_low < -at_high else high
 
 
 def truncation_fault(prompt_ids: list[int], chosen_ids: list[int], rejected_ids: list[int], max_length: int) -> str | None:

@@ -17,7 +17,18 @@ from trl import DPOTrainer, RewardTrainer, SFTTrainer
 from core.errors import RecipeError
 from core.stage import Stage
 from train.order import EpochOrder
+from train.preference_losses import PairBatch, on_policy_weight
 from train.rolling import keep_only, mark_complete
+
+PAIR_COLUMNS = tuple(
+    f"{kind}_{side}_logps" if kind in ("previous", "first") else f"{side}_{kind}"
+    for kind in ("previous", "first", "rewards", "win_rates")
+    for side in ("chosen", "rejected")
+)
+"""What a row of a pair may carry beyond trl's columns: values of `PairBatch`, and log-probabilities of the first policy."""
+
+HELD_OUT = {"eval_rewards/accuracies": "held_out/accuracy", "eval_rewards/margins": "held_out/margin"}
+"""What is kept of trl's evaluation on held-out pairs: its name there and ours."""
 
 
 class StageCallback(TrainerCallback):
@@ -33,6 +44,10 @@ class StageCallback(TrainerCallback):
         self.stage.progress(state.global_step, state.max_steps, "steps")
 
     def on_log(self, args: Any, state: Any, control: Any, logs: dict[str, Any], **kwargs: Any) -> None:
+        held_out = {name: float(logs[theirs]) for theirs, name in HELD_OUT.items() if theirs in logs}
+        if held_out:
+            state.log_history[-1].update(held_out)
+            self.stage.metric(state.global_step, **held_out)
         if "loss" not in logs:  # the summary at the end of training
             return
         values = {name: float(value) for name, value in logs.items() if isinstance(value, int | float) and name != "epoch"}
@@ -99,10 +114,71 @@ class StageRewardTrainer(_StageTrainer, RewardTrainer):
 
 
 class StageDPOTrainer(_StageTrainer, DPOTrainer):
-    """Rows: prompt_ids, chosen_ids, rejected_ids, ref_chosen_logps, ref_rejected_logps (nats), length.
+    """Rows: prompt_ids, chosen_ids, rejected_ids, ref_chosen_logps, ref_rejected_logps (nats), length, and `PAIR_COLUMNS`.
 
-    The cached reference log-probabilities are used as they are; no reference model is loaded.
+    The cached reference log-probabilities are used as they are; no reference model is loaded. `pair_loss`: a loss that
+    trl does not have, with its options bound; it is added to trl's own, whose weights are then 0.
     """
+
+    def __init__(self, *args: Any, pair_loss: Callable[[PairBatch], torch.Tensor] | None = None, **kwargs: Any):
+        self.pair_loss = pair_loss
+        super().__init__(*args, **kwargs)
+        # Wrapped after trl has made its collator, which knows nothing of our columns.
+        self.data_collator = _with_columns(self.data_collator)
 
     def _precompute_ref_logps(self, dataset: Dataset, name: str, batch_size: int) -> Dataset:
         return dataset
+
+    def _set_signature_columns_if_needed(self) -> None:
+        super()._set_signature_columns_if_needed()
+        self._signature_columns = list(dict.fromkeys([*self._signature_columns, *PAIR_COLUMNS]))
+
+    def _compute_loss(self, model: Any, inputs: dict[str, torch.Tensor], return_outputs: bool) -> Any:
+        columns = {name: inputs.pop(name) for name in PAIR_COLUMNS if name in inputs}
+        recorded: list[Any] = []
+
+        def forward(**kwargs: Any) -> Any:
+            recorded.append(model(**kwargs))
+            return recorded[-1]
+
+        # trl runs the model once and computes its metrics; our loss takes the log-probabilities of that same pass.
+        loss = super()._compute_loss(forward, inputs, False)
+        mask = inputs["completion_mask"][:, 1:]
+        outputs = recorded[0]
+        token_logps = outputs.log_probs[:, -mask.size(1) :]
+        logps, tokens = token_logps.sum(dim=1).chunk(2), mask.sum(dim=1).chunk(2)
+        mode = "train" if self.model.training else "eval"
+        self._log(mode, "tokens/chosen", tokens[0])
+        self._log(mode, "tokens/rejected", tokens[1])
+        if "first_chosen_logps" in columns:
+            first = torch.cat([columns.pop("first_chosen_logps"), columns.pop("first_rejected_logps")])
+            self._log(mode, "kl_first", torch.cat(logps).detach() - first)
+        if self.pair_loss is not None and mode == "train":  # held-out pairs have no rewards and no earlier policy
+            weights = (None, None)
+            if outputs.log_sum_sq_probs is not None:
+                weights = on_policy_weight(token_logps, outputs.log_sum_sq_probs[:, -mask.size(1) :], mask).chunk(2)
+            batch = PairBatch(
+                *logps,
+                inputs["ref_chosen_logps"],
+                inputs["ref_rejected_logps"],
+                *tokens,
+                **columns,
+                chosen_weights=weights[0],
+                rejected_weights=weights[1],
+            )
+            loss = loss + self.pair_loss(batch).mean()
+        return (loss, outputs) if return_outputs else loss
+
+    def _log(self, mode: str, name: str, values: torch.Tensor) -> None:
+        """Add the mean over all ranks to trl's metrics of this step."""
+        self._metrics[mode][name].append(self.accelerator.gather(values.float()).mean().item())
+
+
+def _with_columns(collate: Callable[[list[dict[str, Any]]], dict[str, Any]]) -> Callable[[list[dict[str, Any]]], dict[str, Any]]:
+    """A collator that also carries those `PAIR_COLUMNS` that the rows have, as float32 tensors [n]."""
+
+    def collated(rows: list[dict[str, Any]]) -> dict[str, Any]:
+        columns = [name for name in PAIR_COLUMNS if name in rows[0]]
+        return collate(rows) | {name: torch.tensor([row[name] for row in rows], dtype=torch.float32) for name in columns}
+
+    return collated
