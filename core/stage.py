@@ -127,6 +127,7 @@ def main(program: Callable[[Stage], dict[str, Any] | None], argv: list[str] | No
                 "metrics": metrics,
                 "seconds": round(time.time() - started, 3),
                 "peak_rss_bytes": _peak_rss(),
+                "gpus": gpus_used(spec.resources),
                 "environment": environment(),
                 "created_at": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
             }
@@ -172,6 +173,17 @@ def environment() -> dict[str, str]:
         except PackageNotFoundError:
             continue
     return found
+
+
+def gpus_used(resources: dict[str, Any]) -> int:
+    """GPUs that this process and its fellow ranks compute on: one a rank, or as many as the engine is split over.
+
+    0 without CUDA, and for a program that never imported torch: it held no GPU.
+    """
+    torch = sys.modules.get("torch")
+    if torch is None or not torch.cuda.is_available():
+        return 0
+    return max(int(os.environ.get("WORLD_SIZE", "1")), int(resources.get("tensor_parallel") or 1))
 
 
 def require_free_space(folder: Path, needed: int, what: str) -> None:

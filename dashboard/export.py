@@ -12,7 +12,7 @@ from db.leaderboard import Cell, Row
 # What a spreadsheet takes for a formula at the start of a cell, full-width forms included
 # (OWASP, "CSV Injection").
 _FORMULA = ("=", "+", "-", "@", "\t", "\r", "\n", "＝", "＋", "－", "＠")
-_CELL_FIELDS = ("value", "low", "high", "n", "n_failed", "metric", "judge", "version", "group")
+_CELL_FIELDS = ("value", "low", "high", "n", "n_failed", "metric", "judge", "version", "group", "flags")
 
 
 def to_json(rows: list[Row]) -> list[dict[str, Any]]:
@@ -66,11 +66,22 @@ def footnotes(table: Board) -> list[str]:
             failed = sum(cell.n_failed for cell in cells)
             metrics = " or ".join(sorted({f.metric_label(name, cell.metric) for cell in cells}))
             parts = [metrics, f.data_version(group.version), f"{n} questions"]
-            parts += [f"judge: {f.judge(group)}", *([f"{failed} items failed"] if failed else [])]
+            parts += [f"judge: {f.judge(group)}", *f.trust(group.trust), *([f"{failed} items failed"] if failed else [])]
             lines.append(f"{f.benchmark_label(name)}{f' ({letter})' if letter else ''}: {'; '.join(parts)}")
     if any(len(several) > 1 for several in table.groups.values()):
         lines.append("Values with different letters differ in judge, data or settings and are not ranked together.")
-    return lines
+    return lines + [_flagged(table, line) for line in table.lines if any(cell.flags for cell in line.cells.values())]
+
+
+def _flagged(table: Board, line: Ranked) -> str:
+    """Why a line's cells are flagged; of a canary of ours, what it is."""
+    told = []
+    for name in table.benchmarks:
+        flags = line.cells[name].flags if name in line.cells else ()
+        ours = [flag for flag in flags if flag["flag"] == "canary"]
+        if flags:
+            told.append(f"{f.benchmark_label(name)}: {', '.join(f.plain(flag['reason']) for flag in ours or flags)}")
+    return f"{f.FLAG} {f.plain(line.row.name)} is flagged and not ranked with others. {'; '.join(told)}."
 
 
 def _record(line: Ranked) -> dict[str, Any]:
@@ -93,10 +104,15 @@ def _record(line: Ranked) -> dict[str, Any]:
 def _score(cell: Cell) -> dict[str, Any]:
     fields = ("metric", "value", "low", "high", "method", "n", "n_failed", "worst", "best", "higher_is_better")
     fields += ("version", "judge", "judge_kind", "complete", "group")
-    return {name: getattr(cell, name) for name in fields} | {"starter": f.is_starter(cell.version)}
+    return {name: getattr(cell, name) for name in fields} | {
+        "starter": f.is_starter(cell.version),
+        "flags": list(cell.flags),
+    }
 
 
 def _neutral(value: Any) -> Any:
+    if isinstance(value, list):
+        value = "; ".join(f"{one['flag']}: {one['reason']}" for one in value)
     return f"'{value}" if isinstance(value, str) and value.startswith(_FORMULA) else value
 
 
@@ -107,7 +123,7 @@ def _heading(table: Board, name: str) -> str:
 
 def _cell(table: Board, cell: Cell | None) -> str:
     letter = table.letter(cell) if cell else ""
-    return _escape(f.score(cell)) + (f" ({letter})" if letter else "")
+    return _escape(f.score(cell)) + (f" ({letter})" if letter else "") + (f.FLAG if cell and cell.flags else "")
 
 
 def _escape(text: str) -> str:

@@ -5,19 +5,32 @@ import unicodedata
 from collections import Counter
 from collections.abc import Mapping
 from datetime import datetime
+from typing import Any
 
+from db.judges import Trust
 from db.leaderboard import Cell, Group, Row
 
 ABSENT = "–"
 STARTER = "starter, not the benchmark"
+FLAG = "†"
+"""Behind the value of a flagged cell, and before the footnote that says why."""
 
 # In the order in which the columns stand; benchmarks that are not named here follow, the held-out reward comes last.
 _LABELS = {
     "alpaca_eval": "AlpacaEval 2",
     "arena_hard": "Arena-Hard",
+    "arena_hard_v2": "Arena-Hard v2",
     "mt_bench": "MT-Bench",
+    "mt_bench_pairwise": "MT-Bench, pairs",
     "human_eval": "HumanEval",
+    "human_eval_prefill": "HumanEval, prefilled",
+    "mbpp": "MBPP",
     "truthful_qa": "TruthfulQA",
+    "truthful_qa_generation": "TruthfulQA, written",
+    "truthful_qa_binary": "TruthfulQA, binary",
+    "gsm8k": "GSM8K",
+    "mmlu": "MMLU",
+    "arc_challenge": "ARC-Challenge",
 }
 HELD_OUT = "held_out_reward"
 _METRICS = {
@@ -29,6 +42,8 @@ _METRICS = {
     "reward": "mean reward",
 }
 _SCORES = {"arena_hard": "score, %", "mt_bench": "score, 1 to 10"}
+# How an answer that nobody judges is found right or wrong; by its log-likelihood where nothing is said here.
+_UNJUDGED = {"gsm8k": "exact match", "truthful_qa_generation": "overlap with references"}
 # Percentages carry one decimal: the intervals are several points wide. Scales of a few units need two.
 _DECIMALS = {"mt_bench": 2, HELD_OUT: 2}
 _KINDS = {
@@ -106,13 +121,39 @@ def describe(cell: Cell) -> str:
         parts.append(f"95 % interval {number(cell.benchmark, cell.low)} to {number(cell.benchmark, cell.high)}")
     parts += [f"n = {cell.n}, {cell.n_failed} failed", *([] if cell.complete else ["evaluation not complete"])]
     parts += [plain(cell.method), f"judge: {judge(cell)}", f"data: {plain(cell.version)}"]
+    parts += [f"flagged: {plain(flag['reason'])}" for flag in cell.flags]
     return "; ".join(parts)
 
 
 def judge(cell: Cell | Group) -> str:
     """Who gave the verdicts, in words."""
-    known = {"sandbox": "sandbox, code was run", "none": "none, log-likelihood"}
-    return known.get(cell.judge_kind) or plain(cell.judge)
+    if cell.judge_kind == "none":
+        return f"none, {_UNJUDGED.get(cell.benchmark, 'log-likelihood')}"
+    return "sandbox, code was run" if cell.judge_kind == "sandbox" else plain(cell.judge)
+
+
+def trust(known: Trust | None) -> list[str]:
+    """What is known of a judge, in short: agreement with people, pull of the position and of the length."""
+    if known is None:
+        return []
+    parts = []
+    if known.agreement:
+        parts.append(f"agrees with people on {_share(known.agreement)} of {known.agreement['n']}")
+    for metric, words in (
+        ("flip_rate", "changes its verdict with the order in"),
+        ("first_preference", "gives the answer shown first"),
+        ("longer_preference", "gives the longer answer"),
+    ):
+        if metric in known.bias:
+            parts.append(f"{words} {_share(known.bias[metric])}")
+    return parts
+
+
+def _share(statistic: Mapping[str, Any]) -> str:
+    """`61 % [58, 64]`."""
+    ends = [statistic["low"], statistic["high"]]
+    interval = "" if None in ends else f" [{', '.join(decimal(100 * end, 0) for end in ends)}]"
+    return f"{decimal(100 * statistic['value'], 0)} %{interval}"
 
 
 def is_starter(version: str) -> bool:

@@ -61,10 +61,10 @@ def plain_table(caption: str, columns: Sequence[Column], rows: Sequence[Sequence
     return root(_scroll(caption, f"<thead><tr>{head}</tr></thead><tbody>{''.join(body)}</tbody>"))
 
 
-def leaderboard(board: Board, benchmark: str | None) -> Markup:
+def leaderboard(board: Board, benchmark: str | None, links: bool = True) -> Markup:
     """The leaderboard: a body per section that may be ranked together, notes on every column below.
 
-    `benchmark`: the one that sorts and ranks.
+    `benchmark`: the one that sorts and ranks. `links`: names and scores lead to the pages of a running dashboard.
     """
     scales = _scales(board)
     ranked = any(line.rank for line in board.lines)
@@ -78,7 +78,7 @@ def leaderboard(board: Board, benchmark: str | None) -> Markup:
     bodies = []
     for section in board.sections:
         title = _section(section, benchmark, len(head)) if len(board.sections) > 1 else ""
-        lines = "".join(_line(board, line, scales, ranked) for line in section.lines)
+        lines = "".join(_line(board, line, scales, ranked, links) for line in section.lines)
         bodies.append(f"<tbody>{title}{lines}</tbody>")
     table = _scroll("Leaderboard", f"<thead><tr>{''.join(head)}</tr></thead>{''.join(bodies)}")
     notes = "".join(f"<li>{text(note)}</li>" for note in footnotes(board))
@@ -126,7 +126,9 @@ def _descending(cells: list[Cell]) -> bool:
 
 
 def _section(section: Section, benchmark: str | None, width: int) -> str:
-    if section.group is None or section.metric is None or benchmark is None:
+    if section.flagged:
+        label = Markup("<b>Not ranked:</b> flagged, see the notes below")
+    elif section.group is None or section.metric is None or benchmark is None:
         label = Markup(f"<b>Not ranked:</b> no {text(f.benchmark_label(benchmark or ''))} score")
     else:
         group = section.group
@@ -135,20 +137,20 @@ def _section(section: Section, benchmark: str | None, width: int) -> str:
     return f'<tr><th class="group" scope="rowgroup" colspan="{width}"><span>{label}</span></th></tr>'
 
 
-def _line(board: Board, line: Ranked, scales: dict[str, tuple[float, float]], ranked: bool) -> str:
+def _line(board: Board, line: Ranked, scales: dict[str, tuple[float, float]], ranked: bool, links: bool) -> str:
     row = line.row
     details = text(f.kind(row))
     if row.kind in ("published", "canary"):
         details = Markup(f'<span class="chip">{details}</span>')
-    card = f'<a href="checkpoint?fingerprint={text(row.fingerprint)}">{text(row.name)}</a>'
+    card = f'<a href="checkpoint?fingerprint={text(row.fingerprint)}">{text(row.name)}</a>' if links else text(row.name)
     name = f'<th scope="row" class="name" title="{text(row.fingerprint[:16])}">{card}<small>{details}</small></th>'
     rank = f'<td class="n">{text(f.rank(line.rank))}</td>' if ranked else ""
-    cells = "".join(_cell(board, line.cells.get(name), scales) for name in board.benchmarks)
+    cells = "".join(_cell(board, line.cells.get(name), scales, links) for name in board.benchmarks)
     measures = f'<td class="n">{text(f.count(row.answer_tokens))}</td><td class="n">{text(f.duration(row.seconds))}</td>'
     return f"<tr>{name}{rank}{cells}{measures}</tr>"
 
 
-def _cell(board: Board, cell: Cell | None, scales: dict[str, tuple[float, float]]) -> str:
+def _cell(board: Board, cell: Cell | None, scales: dict[str, tuple[float, float]], links: bool) -> str:
     if cell is None:
         return f'<td class="n absent">{f.ABSENT}</td>'
     marks = []
@@ -159,8 +161,9 @@ def _cell(board: Board, cell: Cell | None, scales: dict[str, tuple[float, float]
     warnings = "".join(f'<small><span class="warn">{text(mark)}</span></small>' for mark in marks)
     letter = board.letter(cell)
     shown = text("withheld" if cell.value is None else f.number(cell.benchmark, cell.value))
-    value = f'<a href="samples?evaluation={cell.evaluation_id}">{shown}</a>'
-    superscript = f"<sup>{text(letter)}</sup>" if letter else ""
+    value = f'<a href="samples?evaluation={cell.evaluation_id}">{shown}</a>' if links else shown
+    mark = letter + (f.FLAG if cell.flags else "")
+    superscript = f"<sup>{text(mark)}</sup>" if mark else ""
     interval = f.interval(cell)
     low_high = f'<span class="i">{text(interval)}</span>{_bar(cell, scales)}' if interval else ""
     return f'<td class="n" title="{text(f.describe(cell))}"><span class="v">{value}</span>{superscript}{low_high}{warnings}</td>'

@@ -24,6 +24,9 @@ class Section:
     group: Group | None
     metric: str | None
     lines: list[Ranked]
+    flagged: bool = False
+    """Whether these cells are flagged: answers that were made for the judge are no evidence of a policy's quality, and a rank
+    among policies would say that they were. They stand beside the others, unranked."""
 
 
 @dataclass(frozen=True)
@@ -74,14 +77,14 @@ def board(rows: list[Row], benchmark: str | None = None, group: str | None = Non
     sections = []
     by_key = {one.key: one for one in found[benchmark]}
     # One group may hold two metrics: a length-controlled win rate where it could be fitted, the raw one elsewhere.
-    together: dict[tuple[str, str] | None, list[Row]] = defaultdict(list)
+    together: dict[tuple[str, str, bool] | None, list[Row]] = defaultdict(list)
     for row in rows:
         cell = cells[row.checkpoint_id].get(benchmark)
-        together[(cell.group, cell.metric) if cell else None].append(row)
+        together[(cell.group, cell.metric, bool(cell.flags)) if cell else None].append(row)
     places = {key: index for index, key in enumerate(by_key)}
-    for key in sorted(together, key=lambda key: (key is None, (places[key[0]], key[1]) if key else ())):
-        together_in, metric = (by_key[key[0]], key[1]) if key else (None, None)
-        sections.append(Section(together_in, metric, _rank(together[key], cells, benchmark)))
+    for key in sorted(together, key=lambda key: (key is None, (key[2], places[key[0]], key[1]) if key else ())):
+        together_in, metric, flagged = (by_key[key[0]], *key[1:]) if key else (None, None, False)
+        sections.append(Section(together_in, metric, _rank(together[key], cells, benchmark, flagged), flagged))
     return Board(shown, found, sections)
 
 
@@ -95,11 +98,11 @@ def letters(index: int) -> str:
     return (letters(index // 26 - 1) if index >= 26 else "") + "abcdefghijklmnopqrstuvwxyz"[index % 26]
 
 
-def _rank(rows: list[Row], cells: dict[int, dict[str, Cell]], benchmark: str) -> list[Ranked]:
+def _rank(rows: list[Row], cells: dict[int, dict[str, Cell]], benchmark: str, flagged: bool) -> list[Ranked]:
     by_row = {row.checkpoint_id: cells[row.checkpoint_id].get(benchmark) for row in rows}
     known = [cell for cell in by_row.values() if cell is not None]
     # A metric without a better direction is listed, largest first, and not ranked.
-    ranks = rank_ranges(by_row) if all(cell.higher_is_better is not None for cell in known) else {}
+    ranks = rank_ranges(by_row) if not flagged and all(cell.higher_is_better is not None for cell in known) else {}
 
     def place(row: Row) -> tuple[bool, float, int]:
         cell = by_row[row.checkpoint_id]

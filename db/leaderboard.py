@@ -11,11 +11,12 @@ from dataclasses import dataclass, field
 from datetime import datetime
 from functools import lru_cache
 
-from sqlalchemy import ColumnElement, and_, func, or_, select
+from sqlalchemy import ColumnElement, String, and_, cast, func, or_, select
 from sqlalchemy.orm import Session, aliased
 
 from core.errors import RegistryError
 from core.fingerprint import digest
+from db.judges import Trust, trust_of
 from db.models import AnswerSet, Checkpoint, Evaluation, Judge, Run, RunCheckpoint, Score, StageRun
 
 POLICY_KINDS = ("base", "sft", "iteration", "third_party", "published", "canary")
@@ -56,6 +57,11 @@ class Cell:
     judge_kind: str
     group: str
     """Comparability group: 16 hex digits over benchmark, version, settings and judge."""
+    judge_id: int = 0
+    flags: tuple[dict[str, str], ...] = ()
+    """Why a reader should doubt it, [{"flag", "reason"}]; a flagged cell is not ranked with others."""
+    trust: Trust | None = None
+    """What is known of its judge; filled in by `leaderboard`."""
 
 
 @dataclass(slots=True)
@@ -109,6 +115,7 @@ class Group:
     judge: str
     judge_kind: str
     checkpoints: int
+    trust: Trust | None = None
 
 
 def leaderboard(session: Session, run: str | None = None, benchmarks: list[str] | None = None) -> list[Row]:
@@ -147,6 +154,7 @@ def leaderboard(session: Session, run: str | None = None, benchmarks: list[str] 
     for cell in cells(session, *filters):
         if cell.checkpoint_id in rows:
             rows[cell.checkpoint_id].evaluations.setdefault(cell.benchmark, []).append(cell)
+    _add_trust(session, rows)
     for row in rows.values():
         for benchmark, found in row.evaluations.items():
             found.sort(key=_preference, reverse=True)
@@ -161,7 +169,7 @@ def groups(rows: list[Row]) -> dict[str, list[Group]]:
         for benchmark, evaluations in row.evaluations.items():
             for cell in evaluations:
                 identity = (cell.group, benchmark, cell.version, cell.settings_hash, cell.judge, cell.judge_kind)
-                found[benchmark].setdefault(cell.group, Group(*identity, checkpoints=0)).checkpoints += 1
+                found[benchmark].setdefault(cell.group, Group(*identity, 0, cell.trust)).checkpoints += 1
     return {benchmark: sorted(by_key.values(), key=lambda group: -group.checkpoints) for benchmark, by_key in found.items()}
 
 
@@ -204,12 +212,16 @@ def cells(session: Session, *filters: ColumnElement[bool]) -> list[Cell]:
         .join(AnswerSet, Evaluation.answer_set_id == AnswerSet.id)
         .where(*filters)
     )
+    # Few evaluations have flags: they come in a query of their own, which parses nothing of the others.
+    flagged = select(Evaluation.id, Evaluation.flags).where(cast(Evaluation.flags, String) != "[]")
+    flags = {identity: tuple(listed or ()) for identity, listed in session.execute(flagged)}
     found = []
     # On the connection: nothing here is an ORM object, and the session's own loading costs a third more.
     for *values, judge_id in session.connection().execute(query):
         key, name, kind = judges[judge_id]
         _, benchmark, version, settings_hash, *_ = values
-        found.append(Cell(*values, name, kind, _group(benchmark, version, settings_hash, key)))
+        group = _group(benchmark, version, settings_hash, key)
+        found.append(Cell(*values, name, kind, group, judge_id, flags.get(values[7], ())))
     return found
 
 
@@ -241,6 +253,20 @@ def _seconds(session: Session) -> tuple[dict[str, float], dict[tuple[int, int], 
         {key: seconds for key, seconds in session.execute(made)},
         {(run, turn): seconds for run, turn, seconds in session.execute(looped)},
     )
+
+
+def _add_trust(session: Session, rows: Mapping[int, Row]) -> None:
+    """Fill in the `trust` of every judged cell; canaries say nothing about how a judge meets real answers."""
+    evaluations: dict[int, list[int]] = defaultdict(list)
+    cells = [cell for row in rows.values() for several in row.evaluations.values() for cell in several]
+    judged = [cell for cell in cells if cell.judge_kind not in ("none", "sandbox", "published")]
+    for cell in judged:
+        mine = evaluations[cell.judge_id]
+        if rows[cell.checkpoint_id].kind != "canary":
+            mine.append(cell.evaluation_id)
+    known = trust_of(session, {judge: sorted(ids) for judge, ids in evaluations.items()})
+    for cell in judged:
+        cell.trust = known.get(cell.judge_id)
 
 
 def _preference(cell: Cell) -> tuple[bool, int, datetime, int]:

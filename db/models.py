@@ -109,7 +109,7 @@ class Checkpoint(Base):
     fingerprint: Mapped[str] = mapped_column(String(64), unique=True)
     name: Mapped[str] = mapped_column(String(300))
     kind: Mapped[str] = mapped_column(String(30))
-    """base | sft | iteration | reward | gold_reward | preference | third_party | published | canary."""
+    """base | sft | iteration | reward | gold_reward | preference | third_party | published | canary | calibration."""
     source: Mapped[str] = mapped_column(String(20))
     """trained | imported | published."""
     path: Mapped[str | None] = mapped_column(Text)
@@ -145,7 +145,7 @@ class Judge(Base):
     """Hash of kind, model or fingerprint, prompt and sampling."""
     name: Mapped[str] = mapped_column(String(200))
     kind: Mapped[str] = mapped_column(String(30))
-    """openai | reward_model | sandbox | none."""
+    """openai | serve | reward_model | sandbox | none; published for rows of published leaderboards."""
     config: Mapped[dict[str, Any]] = mapped_column(default=dict)
 
 
@@ -313,7 +313,7 @@ class Cost(Base):
     __table_args__ = (UniqueConstraint("scope", "scope_key", "kind"),)
     id: Mapped[int] = mapped_column(Identity, primary_key=True)
     scope: Mapped[str] = mapped_column(String(20))
-    """stage | evaluation."""
+    """stage | evaluation | run (what a run's judges were paid: a budget is over all its attempts)."""
     scope_key: Mapped[str] = mapped_column(String(64))
     """Key of the stage or evaluation: a reused stage costs once."""
     kind: Mapped[str] = mapped_column(String(20))

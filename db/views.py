@@ -8,6 +8,7 @@ from typing import Any
 from sqlalchemy import case, func, select
 from sqlalchemy.orm import Session
 
+from db.judges import judge_cards
 from db.leaderboard import POLICY_KINDS, Cell, Group, Row, cells, groups, leaderboard, rank_ranges, run_id
 from db.models import AnswerSet, Checkpoint, Curve, Iteration, PreferenceSet, Run, RunCheckpoint, Score, StageRun, now
 
@@ -18,6 +19,7 @@ __all__ = [
     "Row",
     "groups",
     "iteration_curves",
+    "judge_cards",
     "leaderboard",
     "preference_statistics",
     "rank_ranges",

@@ -9,7 +9,6 @@ import importlib.util
 import math
 import random
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -18,52 +17,15 @@ import numpy as np
 import yaml
 
 from core.errors import MissingInput
+from evals.alpaca_eval_metrics import LC, LC_NOREG, Judged, coefficients, controllable, fit_rows, length_row, raw_rows
 from evals.benchmark import Message, Question, ScoreRow, read_jsonl, require_asset, sample
 from evals.judge import Judge, JudgedBenchmark, Key, Prompt, Reading, Reply, Task, fill, split_failed
-from evals.length_control import length_controlled, read_difficulty, read_gamed
+from evals.length_control import Fit, read_difficulty, read_gamed
 from evals.records import Verdict
-from evals.statistics import failure_bounds, mean_interval, standard_error
 
 ANNOTATOR = "weighted_alpaca_eval_gpt4_turbo"
 OFFICIAL_JUDGE = "gpt-4-1106-preview"
 """The gamed rows of the length-controlled fit carry this judge's length bias and serve no other."""
-
-# Refits of the length-controlled regression for its interval, at the C chosen on all rows.
-_LC_RESAMPLES = 1000
-
-
-@dataclass(frozen=True)
-class WinRate:
-    """alpaca_eval's `describe_head2head`, in per cent; `preferences` as there: 1 baseline, 2 model, 0 or 1.5 draw."""
-
-    win_rate: float
-    standard_error: float | None
-    discrete_win_rate: float
-    n_wins: int
-    n_wins_base: int
-    n_draws: int
-    n_total: int
-
-
-def summarise(preferences: Sequence[float]) -> WinRate:
-    """Raw win rate of preferences in {0} or [1, 2] (failed ones left out). Raises ValueError when there are none."""
-    p = np.asarray(preferences, dtype=float)
-    if len(p) == 0:
-        raise ValueError("no preferences")
-    draws = int(((p == 0) | (p == 1.5)).sum())
-    y = np.where(p == 0, 1.5, p) - 1
-    error = standard_error(y)
-    # alpaca_eval's ZeroOneScoringRule: Python's rounding to the nearest label, a draw kept as one.
-    rounded = np.where(y == 0.5, 0.5, np.round(y))
-    return WinRate(
-        win_rate=100 * float(y.mean()),
-        standard_error=None if error is None else 100 * error,
-        discrete_win_rate=100 * float(rounded.mean()),
-        n_wins=int((y > 0.5).sum()),
-        n_wins_base=int((y < 0.5).sum()),
-        n_draws=draws,
-        n_total=len(y),
-    )
 
 
 def is_switched(instruction: str) -> bool:
@@ -112,7 +74,7 @@ class AlpacaEval(JudgedBenchmark):
     name = "alpaca_eval"
     assets = {"starter": ("questions",), "official": ("questions",)}
     optional_assets = {"official": ("gamed", "difficulty")}
-    headline = "length_controlled_winrate"
+    headline = LC
     # The recipe's paper states no decoding. 0.7 and 2048 are what most chat models of the leaderboard used.
     default_decoding = {"temperature": 0.7, "top_p": 1.0, "max_tokens": 2048}
     reward_rule = "sigmoid of reward difference to the baseline's answer"
@@ -174,74 +136,57 @@ class AlpacaEval(JudgedBenchmark):
         judge: Judge,
         files: Mapping[str, Path],
     ) -> list[ScoreRow]:
-        judged, failed = split_failed(self.tasks(questions, answers, judge.kind), verdicts)
-        lengths = [len(row.text) for row in answers.values()]
-        rows = [
-            ScoreRow(
-                "avg_length", float(int(np.mean(lengths))), None, None, "characters", len(lengths), 0, None, None, False, None
-            )
-        ]
-        if not judged:
-            return [ScoreRow("win_rate", None, None, None, "no verdicts", 0, len(failed), 0.0, 100.0, True), *rows]
-        y = np.array([verdict.value for _, verdict in judged], dtype=float)
-        summary = summarise(1 + y)
-        interval = mean_interval(100 * y, support=(0, 100))
-        worst, best = failure_bounds(100 * float(y.sum()), len(y), len(failed), 0, 100)
+        lengths = length_row([len(row.text) for row in answers.values()])
+        judged, tasks = self._judged(questions, answers, verdicts, judge)
+        if not tasks:
+            return [ScoreRow("win_rate", None, None, None, "no verdicts", 0, judged.n_failed, 0.0, 100.0, True), lengths]
+        controlled = [row for rows, _ in self._length_controlled(judged, tasks, judge, files) for row in rows]
         kind = self.reward_rule if judge.kind == "reward_model" else "weighted preference"
-        n, n_failed = len(judged), len(failed)
-        controlled = self._length_controlled(judged, n_failed, judge, files)
-        rows.append(
-            ScoreRow(
-                "win_rate",
-                summary.win_rate,
-                interval.low,
-                interval.high,
-                f"{kind}; {interval.method}",
-                n,
-                n_failed,
-                worst,
-                best,
-                headline=not any(row.metric == self.headline for row in controlled),
-            )
+        raw = raw_rows(judged, kind, headline=not any(row.metric == self.headline for row in controlled))
+        return [lengths, *raw, *controlled]
+
+    def statistics(
+        self,
+        questions: Sequence[Question],
+        answers: Mapping[tuple[str, int, int], Any],
+        verdicts: Mapping[Key, Verdict],
+        judge: Judge,
+        files: Mapping[str, Path],
+    ) -> dict[str, Any]:
+        """{"length_controlled": {metric: weights of the fit}}; {} where nothing was fitted."""
+        judged, tasks = self._judged(questions, answers, verdicts, judge)
+        fits = self._length_controlled(judged, tasks, judge, files)
+        return {"length_controlled": {rows[0].metric: coefficients(fit) for rows, fit in fits}} if fits else {}
+
+    def _judged(
+        self,
+        questions: Sequence[Question],
+        answers: Mapping[tuple[str, int, int], Any],
+        verdicts: Mapping[Key, Verdict],
+        judge: Judge,
+    ) -> tuple[Judged, list[Task]]:
+        """(what the metrics need of the judged tasks, those tasks)."""
+        pairs, failed = split_failed(self.tasks(questions, answers, judge.kind), verdicts)
+        tasks = [task for task, _ in pairs]
+        columns = (
+            [verdict.value for _, verdict in pairs],
+            [len(task.question.data["baseline"]) for task in tasks],
+            [len(task.answer) for task in tasks],
         )
-        discrete = mean_interval(100 * np.where(y == 0.5, 0.5, np.round(y)), support=(0, 100))
-        rows.append(
-            ScoreRow("discrete_win_rate", summary.discrete_win_rate, discrete.low, discrete.high, discrete.method, n, n_failed)
-        )
-        rows.append(
-            ScoreRow("standard_error", summary.standard_error, None, None, "sem, ddof 1", n, n_failed, higher_is_better=None)
-        )
-        for metric, count in (("wins", summary.n_wins), ("losses", summary.n_wins_base), ("draws", summary.n_draws)):
-            rows.append(ScoreRow(metric, float(count), None, None, "count", n, n_failed, higher_is_better=None))
-        return rows + controlled
+        return Judged(*(np.array(column, dtype=float) for column in columns), len(failed)), tasks
 
     def _length_controlled(
-        self, judged: Sequence[tuple[Task, Verdict]], n_failed: int, judge: Judge, files: Mapping[str, Path]
-    ) -> list[ScoreRow]:
-        """The official form where the judge is the official one and its files are there; `noreg` for every judge."""
+        self, judged: Judged, tasks: Sequence[Task], judge: Judge, files: Mapping[str, Path]
+    ) -> list[tuple[list[ScoreRow], Fit]]:
+        """The official form where the judge is the official one and its files are there; `noreg` for every judge.
+
+        Difficulty belongs to the instruction. (Upstream looks it up by row position after failed rows are dropped.)
+        """
         source = files.get("difficulty") or files.get("gamed")
-        if source is None or len(judged) < 50:
-            # Below 50 rows the three weights and the 5-fold search mean nothing.
+        if source is None or not controllable(judged):
             return []
-        difficulty = read_difficulty(source)[[int(task.question.id) for task, _ in judged]]
-        probability = np.array([verdict.value for _, verdict in judged], dtype=float)
-        ours = np.array([len(task.answer) for task, _ in judged], dtype=float)
-        theirs = np.array([len(task.question.data["baseline"]) for task, _ in judged], dtype=float)
-        if np.ptp(theirs - ours) == 0:
-            return []
-        forms = [("length_controlled_noreg", None)]
+        difficulty = read_difficulty(source)[[int(task.question.id) for task in tasks]]
+        found = []
         if "gamed" in files and judge.kind == "openai" and judge.name == OFFICIAL_JUDGE:
-            forms.insert(0, (self.headline, read_gamed(files["gamed"])))
-        rows = []
-        for metric, gamed in forms:
-            fit = length_controlled(probability, theirs, ours, difficulty, gamed)
-            generator, draws = np.random.default_rng(0), []
-            for _ in range(_LC_RESAMPLES):
-                i = generator.integers(0, len(judged), len(judged))
-                draws.append(length_controlled(probability[i], theirs[i], ours[i], difficulty[i], gamed, fit.strength).win_rate)
-            low, high = np.percentile(draws, [2.5, 97.5])
-            # All weights shrunk to zero in every refit: the fit says nothing, least of all that it is certain.
-            ends = (float(low), float(high)) if low < high else (None, None)
-            method = f"stable folds, C {fit.strength:.4g}; {_LC_RESAMPLES} refits on resampled questions"
-            rows.append(ScoreRow(metric, fit.win_rate, *ends, method, len(judged), n_failed, headline=metric == self.headline))
-        return rows
+            found.append(fit_rows(LC, judged, difficulty, read_gamed(files["gamed"]), "stable", "", headline=True))
+        return [*found, fit_rows(LC_NOREG, judged, difficulty, None, "stable", "", headline=False)]

@@ -20,6 +20,7 @@ from db.record import complete_answer_set
 from db.registry import Registry
 from evals import records
 from evals.benchmark import Benchmark, Message, Question, files_of, get_benchmark
+from evals.logprobs import encode_text, leading_bos
 
 if TYPE_CHECKING:
     from train.engines import Completion, Sampling
@@ -41,6 +42,8 @@ class Work:
     key: str
     texts: dict[Place, str]
     """Texts of the stored answers."""
+    chat_template: bool = True
+    """False: the last message's text is continued as it is."""
 
     def places(self, question: Question) -> list[Place]:
         samples = self.benchmark.samples(self.overrides)
@@ -72,11 +75,24 @@ class Policy:
         """Time spent in generation."""
 
     def prompt(self, messages: list[Message]) -> tuple[str, list[int]]:
-        """The rendered text and token ids of a conversation under the recipe's system prompt."""
+        """The rendered text and token ids of a conversation under the recipe's system prompt.
+
+        A last message of the assistant's is the beginning of the answer, which the policy continues.
+        """
         from train.chat import render
 
         system = [{"role": "system", "content": self.system_prompt}] if self.system_prompt else []
-        return render(self.tokenizer, [*system, *messages])
+        *before, last = messages
+        if last["role"] != "assistant":
+            return render(self.tokenizer, [*system, *messages])
+        text = render(self.tokenizer, [*system, *before])[0] + last["content"]
+        return text, self.tokenizer(text, add_special_tokens=False)["input_ids"]
+
+    def plain_prompt(self, text: str) -> tuple[str, list[int]]:
+        """A text that is continued as it is, and its token ids, checked to begin with one BOS where the tokenizer writes one."""
+        ids = encode_text(self.tokenizer, text)
+        leading_bos(self.tokenizer, ids)
+        return text, ids
 
     def generate(self, requests: list[tuple[list[int], "Sampling"]]) -> list["Completion"]:
         began = time.monotonic()
@@ -148,7 +164,8 @@ def _ask(work: Work, question: Question, place: Place, policy: Policy, seed: int
 
     _, turn, sample = place
     earlier = [work.texts[question.id, t, sample] for t in range(1, turn)]
-    text, ids = policy.prompt(work.benchmark.messages(question, earlier))
+    messages = work.benchmark.messages(question, earlier)
+    text, ids = policy.prompt(messages) if work.chat_template else policy.plain_prompt(messages[-1]["content"])
     decoding = work.benchmark.decoding(question, turn, work.overrides)
     room = policy.max_model_len - len(ids)
     row = {
@@ -179,7 +196,8 @@ def _open(stage: Stage, registry: Registry, entry: Mapping[str, Any]) -> Work:
         checkpoint = records.get_checkpoint(session, policy["fingerprint"], Path(policy["path"]))
         found = records.get_answer_set(session, checkpoint, benchmark.name, entry["version"], settings, len(questions))
         texts = {place: answer.text for place, answer in records.stored_answers(session, found.id).items()}
-    return Work(benchmark, entry.get("decoding") or {}, questions, found.id, found.key, texts)
+    overrides = entry.get("decoding") or {}
+    return Work(benchmark, overrides, questions, found.id, found.key, texts, settings.get("chat_template", True))
 
 
 def _batches(questions: list[Question], size: int) -> Iterator[list[Question]]:

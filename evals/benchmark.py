@@ -80,9 +80,9 @@ class Benchmark(ABC):
     """
 
     name: ClassVar[str]
-    kind: ClassVar[Literal["generation", "likelihood"]] = "generation"
-    """What the policy does: writes answers, or gives log-probabilities of given ones."""
-    verdict: ClassVar[Literal["judge", "sandbox", "likelihood", "reward"]]
+    kind: ClassVar[Literal["generation", "likelihood", "lm_eval"]] = "generation"
+    """What the policy does: writes answers, gives log-probabilities of given ones, or what lm-evaluation-harness asks of it."""
+    verdict: ClassVar[Literal["judge", "sandbox", "likelihood", "reward", "lm_eval", "metrics"]]
     """Who says how good an answer is."""
     assets: ClassVar[dict[str, tuple[str, ...]]]
     """variant -> names of the files that it needs; the first holds the question texts. A stage finds file X of benchmark
@@ -199,10 +199,23 @@ def read_jsonl(path: Path) -> list[dict[str, Any]]:
 _BUILT_IN = {
     "alpaca_eval": "evals.alpaca_eval:AlpacaEval",
     "arena_hard": "evals.arena_hard:ArenaHard",
+    "arena_hard_v2": "evals.arena_hard_v2:ArenaHardV2",
     "mt_bench": "evals.mt_bench:MTBench",
+    "mt_bench_pairwise": "evals.mt_bench_pairwise:MTBenchPairwise",
     "human_eval": "evals.human_eval:HumanEval",
+    "human_eval_prefill": "evals.human_eval:HumanEvalPrefill",
+    "mbpp": "evals.mbpp:MBPP",
     "truthful_qa": "evals.truthful_qa:TruthfulQA",
+    "truthful_qa_binary": "evals.truthful_qa_binary:TruthfulQABinary",
+    "truthful_qa_generation": "evals.truthful_qa_generation:TruthfulQAGeneration",
+    "gsm8k": "evals.knowledge:GSM8K",
+    "mmlu": "evals.knowledge:MMLU",
+    "arc_challenge": "evals.knowledge:ARCChallenge",
     "held_out_reward": "evals.held_out_reward:HeldOutReward",
+    # Their subject is the judge: `harness judge calibrate` runs them, and no checkpoint has a row of them.
+    "judge_agreement_pandalm": "evals.judge_agreement:PandaLM",
+    "judge_agreement_llmbar": "evals.judge_agreement:LLMBar",
+    "judge_agreement_board": "evals.judge_agreement:Board",
 }
 
 

@@ -120,6 +120,30 @@ class VerdictBenchmark(Benchmark):
     ) -> list[ScoreRow]:
         """All metrics; an absent or failed verdict of a task counts as failed. `answers` as in `tasks`."""
 
+    def statistics(
+        self,
+        questions: Sequence[Question],
+        answers: Mapping[tuple[str, int, int], Any],
+        verdicts: Mapping[Key, Verdict],
+        judge: "Judge",
+        files: Mapping[str, Path],
+    ) -> dict[str, Any]:
+        """What is no score, for `evaluation.statistics` (JSON): categories, coefficients of a fit. Arguments as in `scores`.
+
+        The judge stage adds the key "bias": what the verdicts say of the judge (`evals.bias`).
+        """
+        return {}
+
+    def policy_first(self, task: Task, verdict: Verdict) -> bool | None:
+        """Whether the judge saw the policy's answer before the one it is compared with; None where it saw only one.
+
+        By default what the verdict says (`switched`), else, where positions are swapped, the second game.
+        """
+        switched = (verdict.raw or {}).get("switched")
+        if switched is not None:
+            return bool(switched)
+        return task.game == 2 if self.games("openai") == 2 else None
+
 
 class JudgedBenchmark(VerdictBenchmark):
     """A benchmark whose answers an endpoint or a reward model can judge."""

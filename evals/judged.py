@@ -15,10 +15,12 @@ from core.errors import JudgeError, MissingInput, RecipeError
 from core.stage import Stage, main
 from db.models import Judgment
 from db.registry import Registry
-from evals import records
+from evals import canaries, records
 from evals.benchmark import MAX_FAILED, files_of, get_benchmark
+from evals.bias import judge_bias
 from evals.judge import Judge, Key, Task, VerdictBenchmark
-from evals.openai_judge import OpenAIJudge
+from evals.judge_cache import Ledger, spent_by_run
+from evals.openai_judge import OpenAIJudge, ServedJudge
 from evals.records import Verdict
 from evals.reward_judge import HeldOutRewardJudge, RewardModelJudge
 
@@ -36,13 +38,25 @@ def run(stage: Stage) -> dict[str, Any]:
         total, done = sum(len(work.tasks) for work in works), sum(work.reused for work in works)
         stage.progress(done, total, "judgments")
         summaries = []
+        # A judge that cannot go on ends its own benchmarks; what another judge says is still worth having.
+        failed = _probe(stage, registry, works)
         for work in works:
-            work.judge_missing(lambda: _advance(stage, works, total))
+            if work.judge not in failed:
+                try:
+                    work.judge_missing(lambda: _advance(stage, works, total))
+                except JudgeError as error:
+                    failed[work.judge] = error
             summaries.append(work.score())
     finally:
+        for judge in judges.values():
+            if isinstance(judge, OpenAIJudge):
+                judge.close()
         registry.close()
+    for error in failed.values():
+        raise error
     write_durably(stage.work / "summary.json", json.dumps({"benchmarks": summaries}, indent=1, ensure_ascii=False))
     _require_replies(works)
+    (stage.work / "judge-server.log").unlink(missing_ok=True)
     return {
         "judgments": total,
         "reused": done,
@@ -68,6 +82,7 @@ class _Work:
         fingerprint = stage.spec.inputs["policy"]["fingerprint"]
         with registry.write() as session:
             found, self.answers = records.complete_answers(session, fingerprint, benchmark, entry, stage.settings, self.questions)
+            self.canary = found.checkpoint.provenance.get("canary")
             row = records.get_judge(session, judge.name, judge.kind, config, judge.fingerprint)
             evaluation = records.get_evaluation(session, found, row)
             self.evaluation_id, self.evaluation_key = evaluation.id, evaluation.key
@@ -77,6 +92,7 @@ class _Work:
         self.tasks = benchmark.tasks(self.questions, self.answers, judge.kind)
         self.verdicts: dict[Key, Verdict] = {key: _verdict(row) for key, row in stored.items()}
         self.missing = [task for task in self.tasks if not self._succeeded(task)]
+        self.run = stage.spec.run
         self.reused = len(self.tasks) - len(self.missing)
         self.attempted = 0
 
@@ -94,8 +110,19 @@ class _Work:
             self.attempted += len(verdicts)
             report()
 
-        if self.missing:
+        if self.missing and isinstance(self.judge, OpenAIJudge):
+            self.calls += self.judge.judge(self.benchmark, self.files, self.missing, store, self.ledger())
+        elif self.missing:
             self.calls = self.judge.judge(self.benchmark, self.files, self.missing, store)
+
+    def ledger(self) -> Ledger:
+        """Where an endpoint's replies to this evaluation are kept and charged."""
+        return Ledger(self.registry, self.evaluation_id, self.judge.name, self.judge.endpoint, self.run)
+
+    def first_to_ask(self) -> Task | None:
+        """The first judgment that an endpoint must be asked for."""
+        open_ones = (t for t in self.missing if t.unanswered is None and self.benchmark.decided(t) is None)
+        return next(open_ones, None)
 
     @property
     def unreplied(self) -> int:
@@ -105,10 +132,15 @@ class _Work:
 
     def score(self) -> dict[str, Any]:
         """Store the scores of what is judged; returns the benchmark's part of the summary."""
-        rows = self.benchmark.scores(self.questions, self.answers, self.verdicts, self.judge, self.files)
+        judged = (self.questions, self.answers, self.verdicts, self.judge, self.files)
+        rows = self.benchmark.scores(*judged)
+        statistics = self.benchmark.statistics(*judged)
+        bias = judge_bias(self.benchmark, self.tasks, self.verdicts, self.judge.kind)
+        statistics |= {"bias": bias} if bias else {}
+        flags = canaries.flags(canaries.texts_of(self.questions, self.answers), self.canary)
         complete = self.unreplied <= MAX_FAILED * len(self.tasks)
         with self.registry.write() as session:
-            records.store_scores(session, self.evaluation_id, rows, complete=complete)
+            records.store_scores(session, self.evaluation_id, rows, complete, statistics, flags)
             spent = records.stored_judgments(session, self.evaluation_id).values()
         return {
             "benchmark": self.benchmark.name,
@@ -126,7 +158,8 @@ class _Work:
 
 def _make_judge(stage: Stage, verdict: str) -> Judge:
     """The judge of the settings for judged benchmarks, the run's reward models for held-out rewards."""
-    settings, inputs, resources = stage.settings["judge"], stage.spec.inputs, stage.spec.resources
+    inputs, resources = stage.spec.inputs, {k: v for k, v in stage.spec.resources.items() if k != "judge"}
+    settings = stage.settings["judge"] | stage.spec.resources.get("judge", {})
 
     def given(name: str) -> tuple[Path, str] | None:
         return (Path(inputs[name]["path"]), inputs[name]["fingerprint"]) if name in inputs else None
@@ -139,15 +172,38 @@ def _make_judge(stage: Stage, verdict: str) -> Judge:
             raise MissingInput("Held-out rewards need a reward model; give the stage the input `reward` or `gold_reward`.")
         return HeldOutRewardJudge(proxy, gold, settings, resources)
     if settings["kind"] == "openai":
-        made = OpenAIJudge(settings)
+        made = OpenAIJudge(settings, stage.work, stage.message)
         if made.price is None:
-            stage.message(f"The judge {made.name} has no price in the recipe (evaluate.judge.price): its cost is recorded as 0.")
+            stage.message(
+                f"No price is known for the judge {made.name} at {made.base_url}: its cost is recorded as 0. Set "
+                "evaluate.judge.price, or add a line to HARNESS_HOME/prices.yaml."
+            )
+        else:
+            stage.message(
+                f"{made.name}: {made.price.input:g} / {made.price.output:g} dollars per million tokens ({made.price.source})"
+            )
         return made
-    if settings["kind"] != "reward_model":
-        raise RecipeError(f"A judge of kind {settings['kind']!r} is not known; use openai or reward_model.")
+    if settings["kind"] not in ("reward_model", "serve"):
+        raise RecipeError(f"A judge of kind {settings['kind']!r} is not known; use openai, serve or reward_model.")
     if judge is None:
-        raise MissingInput("A judge of kind reward_model needs a checkpoint; give the stage the input `judge`.")
+        raise MissingInput(f"A judge of kind {settings['kind']} needs a checkpoint; give the stage the input `judge`.")
+    if settings["kind"] == "serve":
+        return ServedJudge(*judge, settings, resources, stage.work, stage.message)
     return RewardModelJudge(*judge, settings, resources)
+
+
+def _probe(stage: Stage, registry: Registry, works: Sequence[_Work]) -> dict[Judge, JudgeError]:
+    """Ask an endpoint judge one small thing before it is asked anything dear; returns the judge that failed with its error."""
+    asked = [work for work in works if isinstance(work.judge, OpenAIJudge) and work.first_to_ask() is not None]
+    if not asked:
+        return {}
+    first, judge = asked[0], asked[0].judge
+    judge.budget.spent = spent_by_run(registry, stage.spec.run)
+    try:
+        first.calls += judge.probe([(work.benchmark, work.files) for work in asked], first.first_to_ask().key, first.ledger())
+    except JudgeError as error:
+        return {judge: error}
+    return {}
 
 
 def _advance(stage: Stage, works: Sequence[_Work], total: int) -> None:

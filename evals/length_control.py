@@ -4,7 +4,8 @@ A logistic regression on tanh of the standardised length difference, the instruc
 (alpaca_eval 0.6.6, `metrics/glm_winrate.py`, formula `length_controlled_v1`), without scikit-learn's metadata routing.
 
 The official number depends on the machine: upstream's fold assignment broke ties with an unstable sort, so the folds, and
-the regularisation strength that they choose, differ between processors (up to 0.15 points). Folds here are stable.
+the regularisation strength that they choose, differ between processors (up to 0.15 points: the cross-validated scores of
+neighbouring strengths often agree to the sixth digit). Our own folds are stable; the others serve to reproduce.
 liblinear is part of the definition too: it stops early, and a converged solver differs by up to 0.016 points.
 """
 
@@ -16,6 +17,8 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
+from core import paths
+from core.errors import MissingInput
 from evals.benchmark import read_text
 
 Array = NDArray[np.float64]
@@ -23,6 +26,9 @@ Array = NDArray[np.float64]
 STRENGTHS = np.logspace(-4, 4, 10)
 """Inverse regularisation strengths that are searched."""
 FOLDS = 5
+LAYOUTS = ("stable", "introsort", "avx512")
+"""Ways in which GroupKFold's sort of equally large groups was resolved: scikit-learn now; numpy without and with AVX-512."""
+AVX512_FILE = "alpaca_eval/groupkfold5_assignments.npz"
 GAMED_WEIGHT = 0.2 / 2
 """Weight of each gamed row: lambda 0.2 over the two gamed baselines."""
 
@@ -104,9 +110,50 @@ def length_controlled(
     return Fit(100 * float(at_equal_length.mean()), at_equal_length, float(strength), weights)
 
 
+def fold_layout(layout: str, n: int) -> NDArray[np.int_]:
+    """[n] fold of each row under one of LAYOUTS. Raises MissingInput where avx512 has none stored for so many rows."""
+    if layout == "stable":
+        return stable_folds(n)
+    if layout == "introsort":
+        return introsort_folds(n)
+    places = [root / AVX512_FILE for root in (paths.data_mirror(), paths.data_cache()) if root is not None]
+    for path in (path for path in places if path.is_file()):
+        stored = np.load(path)
+        if f"avx512_{n}" in stored:
+            return stored[f"avx512_{n}"].astype(int)
+        raise MissingInput(f"{path} holds no avx512 folds for {n} rows; use --folds introsort or stable.")
+    raise MissingInput(f"The avx512 folds are read from {AVX512_FILE} under HARNESS_DATA; set it, or use --folds introsort.")
+
+
 def stable_folds(n: int) -> NDArray[np.int_]:
     """[n] fold of each row: the last row in fold 0, then 1, ... (what GroupKFold gives with a stable sort)."""
     return (n - 1 - np.arange(n)) % FOLDS
+
+
+def introsort_folds(n: int) -> NDArray[np.int_]:
+    """[n] fold of each row where numpy's `argsort` of n equal keys is its introsort (processors without AVX-512).
+
+    numpy/_core/src/npysort/quicksort.cpp, `aquicksort_`: with equal keys every comparison is false, which leaves the
+    swaps of the pivots; up to 16 rows are left to an insertion sort, which moves none.
+    """
+    order = list(range(n))
+    waiting = [(0, n - 1)]
+    while waiting:
+        first, last = waiting.pop()
+        while last - first > 15:
+            middle, i, j = first + (last - first) // 2, first, last - 1
+            order[middle], order[j] = order[j], order[middle]
+            while True:
+                i, j = i + 1, j - 1
+                if i >= j:
+                    break
+                order[i], order[j] = order[j], order[i]
+            order[i], order[last - 1] = order[last - 1], order[i]
+            waiting.append((first, i - 1))
+            first = i + 1
+    folds = np.empty(n, dtype=int)
+    folds[order[::-1]] = np.arange(n) % FOLDS
+    return folds
 
 
 def _search(features: Array, target: Array, weight: Array, folds: NDArray[np.int_]) -> float:

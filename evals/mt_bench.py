@@ -8,7 +8,8 @@ that have one.
 import hashlib
 import json
 import re
-from collections.abc import Mapping, Sequence
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
@@ -29,22 +30,24 @@ _RATING = re.compile(r"\[\[(\d+\.?\d*)\]\]")
 _RATING_BACKUP = re.compile(r"\[(\d+\.?\d*)\]")
 
 
-def find_rating(text: str) -> tuple[float, bool] | None:
-    """(rating, whether it needs a look): the first [[n]], else the first [n]; None when there is neither.
+SECOND_PATTERN, OUTSIDE = "second pattern", "outside 1..10"
+"""Flags of ratings that count as upstream counts them and yet need a look."""
 
-    The second pattern, and a number outside 1..10, count as upstream counts them but are flagged.
-    """
+
+def find_rating(text: str) -> tuple[float, str | None] | None:
+    """(rating, its flag): the first [[n]], else the first [n]; None when there is neither."""
     match = _RATING.search(text)
     backup = match is None
     match = match or _RATING_BACKUP.search(text)
     if match is None:
         return None
     rating = float(match.group(1))
-    return rating, backup or not LOWEST <= rating <= HIGHEST
+    return rating, SECOND_PATTERN if backup else None if LOWEST <= rating <= HIGHEST else OUTSIDE
 
 
 @lru_cache(maxsize=4)
-def _templates(path: Path) -> dict[str, dict[str, str]]:
+def judge_templates(path: Path) -> dict[str, dict[str, str]]:
+    """name -> row of `judge_prompts.jsonl`, with `system_prompt` and `prompt_template`."""
     return {row["name"]: row for row in read_jsonl(path)}
 
 
@@ -63,6 +66,8 @@ class MTBench(JudgedBenchmark):
         "max_tokens": 1024,
     }
     reward_rule = "1 + 9 x sigmoid of reward difference to the reference answer"
+    other = "reference"
+    """Key of the question's data with the answers that a reward model compares the policy's with."""
 
     def load(self, files: Mapping[str, Path], limit: int | None = None, sample_seed: int = 0) -> list[Question]:
         references = {
@@ -82,7 +87,7 @@ class MTBench(JudgedBenchmark):
         return range(1, len(question.turns) + 1)
 
     def judge_config(self, files: Mapping[str, Path]) -> dict[str, Any]:
-        templates = _templates(require_asset(files, "judge_prompts", self.name))
+        templates = judge_templates(require_asset(files, "judge_prompts", self.name))
         used = {
             name: [templates[name]["system_prompt"], templates[name]["prompt_template"]]
             for name in ("single-v1", "single-math-v1", "single-v1-multi-turn", "single-math-v1-multi-turn")
@@ -96,7 +101,7 @@ class MTBench(JudgedBenchmark):
     def prompt(self, task: Task, files: Mapping[str, Path]) -> Prompt:
         with_reference = task.question.category in NEEDS_REFERENCE
         name = ("single-math-v1" if with_reference else "single-v1") + ("-multi-turn" if task.turn == 2 else "")
-        template = _templates(require_asset(files, "judge_prompts", self.name))[name]
+        template = judge_templates(require_asset(files, "judge_prompts", self.name))[name]
         values = {"question": task.question.turns[0], "answer": task.answer}
         for number, (question, answer) in enumerate(zip(task.question.turns, task.answers, strict=False), 1):
             values |= {f"question_{number}": question, f"answer_{number}": answer}
@@ -112,13 +117,13 @@ class MTBench(JudgedBenchmark):
         found = find_rating(replies[-1].text)
         if found is None:
             return Reading(None, "the judge gave no rating in brackets")
-        rating, flagged = found
-        return Reading(rating, detail={"rating": rating} | ({"flagged": True} if flagged else {}))
+        rating, flag = found
+        return Reading(rating, detail={"rating": rating} | ({"flag": flag} if flag else {}))
 
     def compared(self, task: Task) -> tuple[list[Message], list[Message]]:
-        """Each side is its own conversation: a reference's second turn answers to the reference's first."""
+        """Each side is its own conversation: the other side's second turn answers to its own first."""
         sides = []
-        for answers in (task.answers, task.question.data["reference"][: task.turn]):
+        for answers in (task.answers, task.question.data[self.other][: task.turn]):
             side: list[Message] = []
             for user, answer in zip(task.question.turns, answers, strict=False):
                 side += [{"role": "user", "content": user}, {"role": "assistant", "content": answer}]
@@ -145,28 +150,46 @@ class MTBench(JudgedBenchmark):
             kind = "mean rating"
         rows = [_row(self.headline, tasks, verdicts, kind, headline=True)]
         for turn in sorted({task.turn for task in tasks}):
-            rows.append(_row(f"turn_{turn}", [t for t in tasks if t.turn == turn], verdicts, kind))
+            rows.append(_row(f"turn{turn}", [t for t in tasks if t.turn == turn], verdicts, kind))
         for category in dict.fromkeys(task.question.category for task in tasks):
             rows.append(_row(f"category:{category}", [t for t in tasks if t.question.category == category], verdicts, kind))
-        flagged = sum(bool((v.raw or {}).get("flagged")) for v in verdicts.values())
-        if flagged:
-            method = "ratings in single brackets or outside 1..10"
-            rows.append(ScoreRow("flagged_ratings", float(flagged), None, None, method, len(tasks), 0, higher_is_better=False))
         return rows
+
+    def statistics(
+        self,
+        questions: Sequence[Question],
+        answers: Mapping[tuple[str, int, int], Any],
+        verdicts: Mapping[Key, Verdict],
+        judge: Judge,
+        files: Mapping[str, Path],
+    ) -> dict[str, Any]:
+        """{"flagged": {flag: ratings}} of the ratings that need a look."""
+        flags = [(verdict.raw or {}).get("flag") for verdict in verdicts.values()]
+        return {"flagged": count_flags(flags)}
+
+
+def count_flags(flags: Iterable[str | None]) -> dict[str, int]:
+    """How many ratings have each flag; both flags are there even at 0."""
+    found = Counter(flag for flag in flags if flag)
+    return {flag: found[flag] for flag in (SECOND_PATTERN, OUTSIDE)}
 
 
 def _row(metric: str, tasks: Sequence[Task], verdicts: Mapping[Key, Verdict], kind: str, headline: bool = False) -> ScoreRow:
     judged, failed = split_failed(tasks, verdicts)
-    if not judged:
-        return ScoreRow(metric, None, None, None, "no verdicts", 0, len(failed), LOWEST, HIGHEST, headline)
-    values = np.array([verdict.value for _, verdict in judged], dtype=float)
-    interval = mean_interval(values, [task.question.id for task, _ in judged], support=_support(values))
-    worst, best = failure_bounds(float(values.sum()), len(values), len(failed), LOWEST, HIGHEST)
-    method = f"{kind}; {interval.method}"
-    return ScoreRow(metric, interval.value, interval.low, interval.high, method, len(judged), len(failed), worst, best, headline)
+    ratings = [verdict.value for _, verdict in judged if verdict.value is not None]
+    return rating_row(metric, ratings, [task.question.id for task, _ in judged], len(failed), kind, headline)
 
 
-def _support(values: np.ndarray) -> tuple[float, float] | None:
-    """The scale, unless a judge left it (a rating of 0 or 12 counts upstream)."""
+def rating_row(
+    metric: str, ratings: Sequence[float], questions: Sequence[str], n_failed: int, kind: str, headline: bool = False
+) -> ScoreRow:
+    """Mean of ratings [n] with its interval over `questions` [n] and its bounds if the failed ones had been 1 or 10."""
+    if not ratings:
+        return ScoreRow(metric, None, None, None, "no verdicts", 0, n_failed, LOWEST, HIGHEST, headline)
+    values = np.array(ratings, dtype=float)
+    # A judge may leave the scale (a rating of 0 or 12 counts upstream); then it bounds nothing.
     inside = values.min() >= LOWEST and values.max() <= HIGHEST
-    return (LOWEST, HIGHEST) if inside else None
+    interval = mean_interval(values, questions, support=(LOWEST, HIGHEST) if inside else None)
+    worst, best = failure_bounds(float(values.sum()), len(values), n_failed, LOWEST, HIGHEST)
+    whole = (interval.low, interval.high, f"{kind}; {interval.method}", len(values), n_failed, worst, best)
+    return ScoreRow(metric, interval.value, *whole, headline=headline, stderr=interval.stderr)

@@ -1,64 +1,80 @@
-"""A judge behind any OpenAI-compatible endpoint: concurrent, retried, priced.
+"""A judge behind OpenAI-compatible endpoints: concurrent, cached, priced, under a budget.
 
-Guarantee: each verdict is handed over to be stored as soon as its reply is there; a failed call is an attempt, not a
-result. Errors are sorted: what may pass (rate limits, timeouts, 5xx, malformed replies) is retried with jitter, never
-sooner than the endpoint's Retry-After; what concerns one request (400, 422) fails that judgment; what concerns all of
-them (no key, no such model, no credit, or nothing but failures) ends the stage before more is spent.
+Guarantee: each reply is kept and charged the moment it arrives (`evals.judge_cache`), each verdict handed over to be stored
+as soon as it can be read; what was asked before is not asked again. A failed call is an attempt, not a result. A reply
+without a verdict is kept too, and the next run asks for another sample of it: at temperature 0 the same words would
+mostly come back, but a served model is seldom deterministic, and a new index makes the second reply a purchase of its own.
+What concerns all requests (no key, no such model, no credit, or nothing but failures) ends the stage before more is spent.
 """
 
 import asyncio
-import email.utils
 import os
-import random
-import time
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import suppress
-from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from core.errors import JudgeError
-from evals.judge import JudgedBenchmark, Prompt, Reading, Reply, Task
+from evals.endpoint import ATTEMPTS, FIRST_WAIT, TIMEOUT, Address, Completion, Endpoints, GivenUp
+from evals.judge import JudgedBenchmark, Task
+from evals.judge_cache import Charge, Place, Replies, Unkept, request_key
+from evals.judge_server import JudgeServer
+from evals.judge_session import Session, adjusted, reply_of
+from evals.limits import Budget, estimated_tokens, output_limit
+from evals.prices import FREE, OPENAI_URL, Price, find_price
 from evals.records import Verdict
 
-if TYPE_CHECKING:
-    from openai import AsyncOpenAI
-
-OPENAI_URL = "https://api.openai.com/v1"
-ATTEMPTS = 6
-FIRST_WAIT = 1.0
-"""Seconds before the second attempt; doubled each time, with jitter, up to LONGEST_WAIT."""
-LONGEST_WAIT = 60.0
-TIMEOUT = 180.0
-"""Seconds for one call: a judgment of 4,096 tokens on a busy endpoint takes a minute or two."""
+_PROBE = [{"role": "user", "content": "Answer with the single letter m."}]
 
 
 class OpenAIJudge:
-    """Settings: model, base_url (default: OpenAI's), api_key_env ("" for an endpoint without keys), concurrency, price
-    ({"input", "output"}, dollars per million tokens, or None), attempts, first_wait, timeout.
+    """Settings that decide the verdicts: model, base_url (default: OpenAI's), and, where they differ from the benchmark's own,
+    temperature (a number, or "omit" for models that take none) and max_tokens (a lower limit on replies).
 
-    Raises JudgeError at once when the key is absent.
+    Settings of the transport: endpoints ([{"base_url", "api_key_env"}]: replicas of the one that base_url names, by default
+    the first), api_key_env ("" for an endpoint without keys), concurrency, requests_per_minute and tokens_per_minute (of
+    each endpoint), transport (online | batch), max_tokens_name, price ({"input", "output"}, dollars per million tokens;
+    default: the price tables), max_usd, attempts, first_wait, timeout. `work`: a folder that survives a crash, for batches.
+
+    Raises JudgeError at once when a key is absent, or a budget is set and the price is not known.
     """
 
     kind = "openai"
-    fingerprint = None
+    fingerprint: str | None = None
 
-    def __init__(self, settings: Mapping[str, Any]):
+    def __init__(self, settings: Mapping[str, Any], work: Path | None = None, say: Callable[[str], None] = lambda text: None):
         self.name: str = settings["model"]
+        self.settings, self.work, self.say = settings, work, say
+        self.addresses = _addresses(self.name, settings)
         # Always explicit: OPENAI_BASE_URL in the environment must not change who judges.
-        self.base_url: str = settings.get("base_url") or OPENAI_URL
-        variable = settings.get("api_key_env", "OPENAI_API_KEY")
-        self.key = os.environ.get(variable) if variable else "none"
-        if not self.key:
-            raise JudgeError(f"The judge {self.name} needs a key; set the environment variable {variable}.")
+        self.base_url: str = settings.get("base_url") or self.addresses[0].base_url
+        self.batch = settings.get("transport") == "batch"
+        if self.batch and (len(self.addresses) > 1 or work is None):
+            raise JudgeError(
+                "Batch files go to one endpoint from a stage; give one endpoint, or set evaluate.judge.transport=online."
+            )
         self.concurrency: int = settings.get("concurrency") or 16
-        self.price: Mapping[str, float] | None = settings.get("price")
+        self.price: Price | None = check_budget(settings)
+        max_usd: float | None = settings.get("max_usd")
+        self.budget = Budget(None if max_usd is None else round(1e6 * max_usd))
         self.attempts: int = settings.get("attempts") or ATTEMPTS
         self.first_wait: float = settings.get("first_wait", FIRST_WAIT)
-        self.timeout: float = settings.get("timeout") or TIMEOUT
+        self.max_tokens_name: str = settings.get("max_tokens_name") or "auto"
 
     def config(self, benchmark: JudgedBenchmark, files: Mapping[str, Path]) -> dict[str, Any]:
-        return {"benchmark": benchmark.name, "endpoint": self.base_url} | benchmark.judge_config(files)
+        config = {"benchmark": benchmark.name, "endpoint": self.endpoint} | benchmark.judge_config(files)
+        changed = {name: self.settings.get(name) for name in ("temperature", "max_tokens")}
+        return config | {name: value for name, value in changed.items() if value is not None}
+
+    @property
+    def endpoint(self) -> str:
+        """What names the service in the judge's identity and in the keys of its replies."""
+        return self.base_url
+
+    def open(self) -> None:
+        """Make the endpoint ready to be asked."""
+
+    def close(self) -> None:
+        """Give back what `open` took."""
 
     def judge(
         self,
@@ -66,184 +82,167 @@ class OpenAIJudge:
         files: Mapping[str, Path],
         tasks: Sequence[Task],
         store: Callable[[list[Verdict]], None],
+        replies: Replies | None = None,
     ) -> int:
-        """See `evals.judge.Judge`. Returns the number of HTTP requests, retries included."""
-        return asyncio.run(_Session(self, benchmark, files, store).run(tasks))
+        """See `evals.judge.Judge`. Returns the number of HTTP requests, retries included.
 
-    def micro_dollars(self, tokens_in: int, tokens_out: int) -> int:
-        """Price of one call; a dollar per million tokens is a micro-dollar per token. 0 without a price table."""
-        if self.price is None:
-            return 0
-        return round(tokens_in * self.price["input"] + tokens_out * self.price["output"])
+        With `replies` (an `evals.judge_cache.Ledger`), what is spent is charged there as it is spent and the verdicts carry
+        none of it; without, the verdicts carry it.
+        """
+        self.open()
+        return asyncio.run(Session(self, benchmark, files, store, replies or Unkept(), replies is not None).run(tasks))
 
+    def probe(self, benchmarks: Sequence[tuple[JudgedBenchmark, Mapping[str, Path]]], place: Place, replies: Replies) -> int:
+        """Ask every endpoint one thing before anything dear: key, model, and log-probabilities where a benchmark reads them.
 
-class _GivenUp(Exception):
-    """One judgment got no reply; `str` says why."""
+        What it costs is charged to the judgment at `place`. A probe that `replies` hold is not repeated. Returns the number of
+        HTTP requests. Raises JudgeError with the fix.
+        """
+        self.open()
+        reads = any("logprobs" in benchmark.judge_config(files).get("parameters", {}) for benchmark, files in benchmarks)
+        return asyncio.run(self._probe(reads, place, replies))
 
-    def __init__(self, text: str, refused: bool = False):
-        super().__init__(text)
-        self.detail = {"rule": "refused"} if refused else {}
-
-
-class _Session:
-    """One pass over the tasks of a benchmark."""
-
-    def __init__(
-        self, judge: OpenAIJudge, benchmark: JudgedBenchmark, files: Mapping[str, Path], store: Callable[[list[Verdict]], None]
-    ):
-        self.judge, self.benchmark, self.files, self.store = judge, benchmark, files, store
-        self.requests = self.valued = self.read_in_vain = self.exhausted = 0
-        self.storing = asyncio.Lock()
-
-    async def run(self, tasks: Sequence[Task]) -> int:
-        from openai import AsyncOpenAI
-
-        waiting = list(reversed(tasks))
-
-        async def work(client: "AsyncOpenAI") -> None:
-            while waiting:
-                verdict = await self._verdict(client, waiting.pop())
-                async with self.storing:
-                    # In a thread: waiting for the registry must not stop the clock of the calls in flight.
-                    await asyncio.to_thread(self.store, [verdict])
-                self._stop_if_hopeless(len(tasks), verdict)
-
-        judge = self.judge
-        async with AsyncOpenAI(api_key=judge.key, base_url=judge.base_url, timeout=judge.timeout, max_retries=0) as client:
-            workers = [asyncio.create_task(work(client)) for _ in range(min(judge.concurrency, len(tasks)))]
-            try:
-                await asyncio.gather(*workers)
-            finally:
-                for worker in workers:
-                    worker.cancel()
-                await asyncio.gather(*workers, return_exceptions=True)
-        return self.requests
-
-    def _stop_if_hopeless(self, total: int, verdict: Verdict) -> None:
-        """Raise JudgeError when nothing has succeeded and enough has failed: the endpoint is away, or of no use."""
-        if self.valued:
-            return
-        batch = max(4, self.judge.concurrency)
-        # A few unreadable replies left over from an earlier pass are no sign of anything; a few calls without reply are.
-        if self.exhausted >= min(total, batch) or self.read_in_vain >= 2 * batch:
+    async def _probe(self, reads: bool, place: Place, replies: Replies) -> int:
+        parameters = adjusted({"temperature": 0, "max_tokens": 16}, self.settings)
+        parameters |= {"logprobs": True, "top_logprobs": 5} if reads else {}
+        served: dict[str, str | None] = {}
+        async with self.endpoints() as endpoints:
+            for number, address in enumerate(self.addresses):
+                where = address.base_url if len(self.addresses) > 1 else self.endpoint
+                key = request_key(f"probe:{where}", self.fingerprint or self.name, _PROBE, parameters, 0)
+                body = await asyncio.to_thread(replies.find, key)
+                if body is None:
+                    body = await self._probe_one(endpoints, number, key, parameters, place, replies)
+                served[address.base_url] = body.get("model")
+        if len(set(served.values())) > 1:
+            said = ", ".join(f"{url}: {model}" for url, model in served.items())
             raise JudgeError(
-                f"The judge {self.judge.name} at {self.judge.base_url} gave no verdict in its first "
-                f"{self.exhausted + self.read_in_vain} judgments (last: {verdict.error}); check model and endpoint, then run the "
-                "same command again."
+                f"The endpoints of the judge {self.name} serve different models ({said}); list replicas of one model."
             )
+        self.max_tokens_name = endpoints.max_tokens_name
+        return endpoints.requests
 
-    async def _verdict(self, client: "AsyncOpenAI", task: Task) -> Verdict:
-        place = {"question_id": task.question.id, "turn": task.turn, "sample": task.sample, "game": task.game}
-        if task.unanswered:
-            return Verdict(**place, value=None, error=task.unanswered, raw={"rule": "no answer"})
-        decided = self.benchmark.decided(task)
-        if decided is not None:
-            return Verdict(**asdict(decided) | place)
-        prompt = self.benchmark.prompt(task, self.files)
-        replies: list[Reply] = []
-        spent = [0, 0]
+    async def _probe_one(
+        self, endpoints: Endpoints, number: int, key: str, parameters: dict[str, Any], place: Place, replies: Replies
+    ) -> dict[str, Any]:
+        """The body of one endpoint's first reply, charged and, if it holds what is read, kept."""
+        base_url, cost = self.addresses[number].base_url, 0
+
+        async def charge(tokens_in: int, tokens_out: int, completion: Completion | None = None) -> None:
+            nonlocal cost
+            bill = self.charge(tokens_in, tokens_out)
+            cost += bill.micro_dollars
+            await asyncio.to_thread(replies.buy, place, bill, *((key, completion) if completion else ()))
+
+        worst = self.micro_dollars(estimated_tokens(_PROBE), output_limit(parameters))
+        await self.budget.reserve(worst)
         try:
-            reading = await self._ask(client, task, prompt, replies, spent)
-        except _GivenUp as error:
-            reading = Reading(None, str(error), error.detail)
-        if reading.value is not None:
-            self.valued += 1
-        elif replies or reading.detail:
-            self.read_in_vain += 1
-        else:
-            self.exhausted += 1
-        raw = reading.detail | ({"replies": [asdict(reply) for reply in replies]} if replies else {})
-        price = self.judge.micro_dollars(*spent)
-        return Verdict(
-            **place,
-            value=reading.value,
-            error=reading.error,
-            raw=raw,
-            tokens_in=spent[0],
-            tokens_out=spent[1],
-            micro_dollars=price,
+            completion = await endpoints.call(_PROBE, parameters, charge, only=number)
+            lacking = "logprobs" in parameters and reply_of(completion.body).top_logprobs is None
+            await charge(completion.tokens_in, completion.tokens_out, None if lacking else completion)
+        except GivenUp as error:
+            raise JudgeError(
+                f"The judge {self.name} at {base_url} did not answer a first small request ({error}); check model and endpoint, "
+                "then run the same command again."
+            ) from error
+        finally:
+            self.budget.settle(worst, cost)
+        if lacking:
+            raise JudgeError(
+                f"The judge {self.name} at {base_url} gave no log-probabilities, which AlpacaEval's verdict is read from; use a "
+                "model and endpoint that return top_logprobs, or leave alpaca_eval out."
+            )
+        return completion.body
+
+    def endpoints(self) -> Endpoints:
+        return Endpoints(
+            self.name,
+            self.addresses,
+            self.attempts,
+            self.first_wait,
+            self.settings.get("timeout") or TIMEOUT,
+            self.settings.get("requests_per_minute"),
+            self.settings.get("tokens_per_minute"),
+            self.max_tokens_name,
         )
 
-    async def _ask(self, client: "AsyncOpenAI", task: Task, prompt: Prompt, replies: list[Reply], spent: list[int]) -> Reading:
-        """The reading of one or more calls; what they said and cost is added to `replies` and `spent`."""
-        messages = list(prompt.messages)
-        while True:
-            replies.append(await self._call(client, messages, prompt.parameters, spent))
-            reading = self.benchmark.read(task, replies, prompt)
-            if reading.ask_again is None or len(replies) >= prompt.calls:
-                return reading
-            messages += [{"role": "assistant", "content": replies[-1].text}, {"role": "user", "content": reading.ask_again}]
+    def micro_dollars(self, tokens_in: int, tokens_out: int) -> int:
+        """Price of one call; 0 where none is known."""
+        return 0 if self.price is None else self.price.micro_dollars(tokens_in, tokens_out)
 
-    async def _call(
-        self, client: "AsyncOpenAI", messages: list[dict[str, str]], parameters: Mapping[str, Any], spent: list[int]
-    ) -> Reply:
-        """One reply, after retries. Raises _GivenUp for this request, JudgeError where no request can succeed."""
-        import openai
-
-        last = ""
-        for attempt in range(self.judge.attempts):
-            wait = self.judge.first_wait * 2**attempt
-            self.requests += 1
-            try:
-                completion = await client.chat.completions.create(model=self.judge.name, messages=messages, **parameters)
-                return _reply(completion, spent)
-            except (openai.AuthenticationError, openai.PermissionDeniedError, openai.NotFoundError) as error:
-                raise JudgeError(
-                    f"The judge {self.judge.name} refuses every request ({_text(error)}); check its key, model name and base_url."
-                ) from error
-            except openai.RateLimitError as error:
-                if error.code == "insufficient_quota":
-                    raise JudgeError(
-                        f"The account of the judge {self.judge.name} has no credit left ({_text(error)}); "
-                        "add some, then run the same command again: paid judgments are kept."
-                    ) from error
-                last, wait = _text(error), max(wait, retry_after(error.response.headers))
-            except (openai.BadRequestError, openai.UnprocessableEntityError) as error:
-                raise _GivenUp(f"refused: {_text(error)}", refused=True) from error
-            except openai.APIStatusError as error:
-                if error.status_code not in (408, 409) and error.status_code < 500:
-                    raise _GivenUp(f"refused: {_text(error)}", refused=True) from error
-                last, wait = _text(error), max(wait, retry_after(error.response.headers))
-            except (openai.APIError, ValueError) as error:
-                # No connection, no answer in time, or a body that is not a chat completion.
-                last = f"{type(error).__name__}: {error}"
-            if attempt + 1 < self.judge.attempts:
-                await asyncio.sleep(_jittered(wait, self.judge.first_wait))
-        raise _GivenUp(f"no reply after {self.judge.attempts} attempts; last: {last}"[:2000])
+    def charge(self, tokens_in: int, tokens_out: int) -> Charge:
+        return Charge(tokens_in, tokens_out, self.micro_dollars(tokens_in, tokens_out))
 
 
-def retry_after(headers: Mapping[str, str]) -> float:
-    """Seconds that the endpoint asks to wait (retry-after-ms, or Retry-After in seconds or as a date); 0 when it does not."""
-    with suppress(KeyError, ValueError):
-        return max(0.0, float(headers["retry-after-ms"]) / 1000)
-    value = headers.get("retry-after", "")
-    with suppress(ValueError):
-        return max(0.0, float(value))
-    with suppress(ValueError, TypeError):
-        return max(0.0, email.utils.parsedate_to_datetime(value).timestamp() - time.time())
-    return 0.0
+class ServedJudge(OpenAIJudge):
+    """A checkpoint of one's own behind vLLM's server on this machine; identified by the weights. Keyless and free.
+
+    Further settings: max_model_len, dtype. `resources`: see `evals.judge_server.JudgeServer`.
+    """
+
+    kind = "serve"
+
+    def __init__(
+        self,
+        checkpoint: Path,
+        fingerprint: str,
+        settings: Mapping[str, Any],
+        resources: Mapping[str, Any],
+        work: Path,
+        say: Callable[[str], None] = lambda text: None,
+    ):
+        name = f"serve:{Path(checkpoint).name}-{fingerprint[:8]}"
+        transport = {"model": name, "base_url": "http://127.0.0.1/v1", "api_key_env": "", "price": None, "max_usd": None}
+        super().__init__(dict(settings) | transport | {"endpoints": [], "transport": "online"}, work, say)
+        self.price, self.fingerprint = FREE, fingerprint
+        self._server = JudgeServer(checkpoint, name, work / "judge-server.log", settings, resources)
+        self._running = False
+
+    @property
+    def endpoint(self) -> str:
+        return "vllm"
+
+    def config(self, benchmark: JudgedBenchmark, files: Mapping[str, Path]) -> dict[str, Any]:
+        served = {"dtype": self.settings.get("dtype") or "auto", "max_model_len": self.settings.get("max_model_len")}
+        return super().config(benchmark, files) | served
+
+    def open(self) -> None:
+        """Start the server, once."""
+        if not self._running:
+            self.say(f"starting vLLM's server for {self.name}; its log: {self._server.log}")
+            self.base_url = self._server.__enter__()
+            self.addresses = [Address(self.base_url, "none")]
+            self._running = True
+
+    def close(self) -> None:
+        if self._running:
+            self._server.stop()
+            self._running = False
 
 
-def _jittered(wait: float, jitter: float) -> float:
-    """The wait, at most LONGEST_WAIT of our own, spread upwards so that workers do not come back together."""
-    return min(wait, LONGEST_WAIT) + random.uniform(0, max(jitter, 0.25 * min(wait, LONGEST_WAIT)))
+def check_budget(settings: Mapping[str, Any]) -> Price | None:
+    """The price under these settings of an `OpenAIJudge`. Raises JudgeError where there is a budget and no price."""
+    endpoints = settings.get("endpoints") or [{}]
+    base_url = settings.get("base_url") or endpoints[0].get("base_url") or OPENAI_URL
+    price = find_price(settings["model"], base_url, settings.get("price"), settings.get("transport") == "batch")
+    if price is None and settings.get("max_usd") is not None:
+        raise JudgeError(
+            f"A budget needs a price, and none is known for the judge {settings['model']} at {base_url}; set "
+            "evaluate.judge.price, add a line to HARNESS_HOME/prices.yaml, or leave --max-usd out."
+        )
+    return price
 
 
-def _reply(completion: Any, spent: list[int]) -> Reply:
-    """Read a chat completion, adding its tokens to `spent`. Raises ValueError for a body that is not one."""
-    choices = getattr(completion, "choices", None)
-    if not choices or choices[0].message is None:
-        raise ValueError("the endpoint's reply holds no choices")
-    usage = completion.usage
-    if usage is not None:
-        spent[0] += usage.prompt_tokens or 0
-        spent[1] += usage.completion_tokens or 0
-    choice = choices[0]
-    top = None
-    if choice.logprobs is not None and choice.logprobs.content:
-        top = {entry.token: entry.logprob for entry in choice.logprobs.content[0].top_logprobs}
-    return Reply(choice.message.content or "", choice.finish_reason, top)
-
-
-def _text(error: Any) -> str:
-    return f"HTTP {error.status_code}: {error.message}"[:500]
+def _addresses(model: str, settings: Mapping[str, Any]) -> list[Address]:
+    """The endpoints of the settings with their keys. Raises JudgeError for a key that is not there."""
+    given = settings.get("endpoints") or [{"base_url": settings.get("base_url")}]
+    found = []
+    for row in given:
+        variable = row.get("api_key_env")
+        if variable is None:
+            variable = settings.get("api_key_env", "OPENAI_API_KEY")
+        key = os.environ.get(variable) if variable else "none"
+        if not key:
+            raise JudgeError(f"The judge {model} needs a key; set the environment variable {variable}.")
+        found.append(Address(row.get("base_url") or OPENAI_URL, key))
+    return found

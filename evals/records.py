@@ -123,9 +123,14 @@ def complete_answers(
     return found, answers
 
 
+def judge_key(name: str, kind: str, config: Mapping[str, Any], fingerprint: str | None = None) -> str:
+    """Identity (sha256, hex) of who gives the verdicts: kind, name (or `fingerprint` of its weights) and `config`."""
+    return digest({"kind": kind, "who": fingerprint or name, "config": dict(config)})
+
+
 def get_judge(session: Session, name: str, kind: str, config: Mapping[str, Any], fingerprint: str | None = None) -> Judge:
-    """The row of who gives the verdicts. Identity: kind, name (or `fingerprint` of its weights) and `config`."""
-    key = digest({"kind": kind, "who": fingerprint or name, "config": dict(config)})
+    """The row of who gives the verdicts; see `judge_key`."""
+    key = judge_key(name, kind, config, fingerprint)
     insert_ignore(session, Judge, [{"key": key, "name": name, "kind": kind, "config": dict(config)}], ["key"])
     return session.scalars(select(Judge).where(Judge.key == key)).one()
 
@@ -169,6 +174,30 @@ def store_verdicts(session: Session, evaluation_id: int, verdicts: Iterable[Verd
                 again.where(Judgment.value.is_(None)).values(said | more | {"created_at": now()}),
                 execution_options={"synchronize_session": False},
             )
+
+
+def charge_judgment(session: Session, evaluation_id: int, place: tuple[str, int, int, int], spent: Mapping[str, int]) -> None:
+    """Add tokens_in, tokens_out and micro_dollars to a judgment; one that has no row yet begins as a failed attempt."""
+    key = dict(zip(JUDGMENT_KEY, (evaluation_id, *place), strict=True))
+    begun = key | {"value": None, "error": "asked, no verdict yet", "raw": {}} | dict(spent)
+    if not insert_ignore(session, Judgment, [begun], JUDGMENT_KEY):
+        more = {name: getattr(Judgment, name) + amount for name, amount in spent.items()}
+        session.execute(
+            update(Judgment).where(*(getattr(Judgment, name) == value for name, value in key.items())).values(more),
+            execution_options={"synchronize_session": False},
+        )
+
+
+def add_cost(session: Session, scope: str, scope_key: str, tokens: int, micro_dollars: int) -> None:
+    """Add judge tokens and money to a row of `cost`; a new one begins with them."""
+    key = {"scope": scope, "scope_key": scope_key, "kind": "judge_tokens"}
+    if not insert_ignore(session, Cost, [key | {"amount": float(tokens), "micro_dollars": micro_dollars}], list(key)):
+        session.execute(
+            update(Cost)
+            .where(*(getattr(Cost, name) == value for name, value in key.items()))
+            .values(amount=Cost.amount + tokens, micro_dollars=Cost.micro_dollars + micro_dollars),
+            execution_options={"synchronize_session": False},
+        )
 
 
 def store_scores(

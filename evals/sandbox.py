@@ -3,14 +3,16 @@
 Contained: every namespace is unshared, the file system is a read-only view of the system folders and of this very
 interpreter, with a small writable /tmp; no further user namespaces can be made; the environment is empty; a program is
 killed with all its descendants when its time is up. RLIMIT_NPROC does not bind root, so root first becomes nobody.
-A verdict is a random token that the child sends at the very end. Not promised: a program written against
-`sandbox_child.py` can find the token in its own process (the tests run there too); the code of every sample is stored,
-so such a thing can be seen. Memory is limited per process, not per sandbox.
+Inside, the tests run in a process of their own that calls the generated code's functions through a pipe
+(`sandbox_child.py`): it alone holds the expected values and the random token that means "passed". Memory is limited per
+process, not per sandbox. Uncontained (`unsafe_exec`) none of this is promised but the time limit.
 """
 
 import atexit
 import json
+import marshal
 import os
+import re
 import secrets
 import select
 import shutil
@@ -22,20 +24,53 @@ import tempfile
 import time
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import AbstractContextManager, nullcontext, suppress
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
+from threading import BoundedSemaphore
 
 from core.errors import SandboxUnavailable
 
 BUBBLEWRAP = "bubblewrap"
 UNSAFE = "unsafe_exec"
+TESTS = "apart-1"
+"""How programs are tested: part of the identity of a verdict. 1: tests in a process of their own."""
 NOBODY = 65534
 WRITABLE_BYTES = 64 << 20
 STARTUP_SECONDS = 30.0
 REPORT_BYTES = 64 << 10
+OUTPUT_BYTES = 256 << 20
 _CHILD = Path(__file__).with_name("sandbox_child.py")
+# Slow to import and common: imported once, before the sandbox's two processes part, where the program names them.
+_SLOW_MODULES = (
+    "typing",
+    "re",
+    "collections",
+    "functools",
+    "hashlib",
+    "random",
+    "datetime",
+    "decimal",
+    "fractions",
+    "statistics",
+)
 _INSTALL = "install it with `apt-get install bubblewrap` (0.8 or newer), or set unsafe_exec to run generated code uncontained"
+
+
+@dataclass(frozen=True)
+class Program:
+    """Code that nobody trusts, and the tests that it must pass."""
+
+    code: str
+    tests: str = ""
+    """Python that calls the code's functions; runs apart from them. It may use `harness` (`sandbox_child.Tools`)."""
+    names: tuple[str, ...] = ()
+    """Names that the tests take from the code: functions, classes and values."""
+    given: str = ""
+    """Definitions of the problem that the tests use: run before them; `names` replace those of the same name."""
+    data: bytes = b""
+    """What the tests find as `harness.data`."""
 
 
 @dataclass(frozen=True)
@@ -47,6 +82,8 @@ class Outcome:
     detail: str
     """Tail of the traceback or of the sandbox's message; written by the program, so not to be believed."""
     seconds: float
+    output: bytes = b""
+    """What the tests left as `harness.output`, where they passed."""
 
     @property
     def passed(self) -> bool:
@@ -78,25 +115,28 @@ def probe() -> str:
     return BUBBLEWRAP
 
 
-def run_program(source: str, timeout: float = 3.0, mode: str = BUBBLEWRAP) -> Outcome:
-    """Run one Python program; it passes when it runs to its end within `timeout` seconds of wall time.
+def run_program(
+    program: Program | str, timeout: float = 3.0, mode: str = BUBBLEWRAP, slot: AbstractContextManager = nullcontext()
+) -> Outcome:
+    """Run one program; it passes when code and tests run to their end within `timeout` seconds of wall time.
 
-    The clock starts when the program does, not when the sandbox does. No process of it is left when this returns.
+    A string is code without tests. The clock starts when the program does, not when the sandbox does; `slot` is held while
+    it runs. No process of it is left when this returns.
     """
+    if isinstance(program, str):
+        program = Program(program)
     token = secrets.token_hex(16)
     token_in, token_out = os.pipe()
     report_in, report_out = os.pipe()
     info_in, info_out = os.pipe()
     source_fd = os.memfd_create("program")
     try:
-        os.write(token_out, token.encode())
-        os.close(token_out)
-        with os.fdopen(os.dup(source_fd), "w", encoding="utf-8", errors="backslashreplace") as handle:
-            handle.write(source)
+        with os.fdopen(os.dup(source_fd), "wb") as handle:
+            handle.write(_child() + marshal.dumps((program.code, program.given, program.tests, program.names, program.data)))
             handle.flush()
-            os.lseek(source_fd, 0, os.SEEK_SET)
+            os.lseek(source_fd, len(_child()), os.SEEK_SET)
         process = subprocess.Popen(
-            _command(mode, source_fd, report_out, info_out, timeout),
+            _command(mode, source_fd, report_out, info_out, timeout, _imports(program)),
             stdin=token_in,
             stdout=subprocess.DEVNULL,
             stderr=subprocess.PIPE,
@@ -107,27 +147,44 @@ def run_program(source: str, timeout: float = 3.0, mode: str = BUBBLEWRAP) -> Ou
             **_identity(mode),
         )
     except BaseException:
-        os.close(report_in)
-        os.close(info_in)
+        for descriptor in (report_in, info_in, token_out):
+            os.close(descriptor)
         raise
     finally:
         for descriptor in (token_in, report_out, info_out, source_fd):
             os.close(descriptor)
     try:
-        return _watch(process, report_in, token.encode(), timeout)
+        with slot:
+            with suppress(BrokenPipeError):  # a sandbox that did not start: `_watch` says so
+                os.write(token_out, token.encode())
+            return _watch(process, report_in, token.encode(), timeout)
     finally:
+        os.close(token_out)
         _kill(process, info_in)
         os.close(report_in)
         os.close(info_in)
         process.stderr.close()
 
 
-def run_many(sources: Sequence[str], timeout: float = 3.0, mode: str = BUBBLEWRAP, workers: int | None = None) -> list[Outcome]:
-    """Run programs side by side (default: one per core); a timeout or a sandbox error counts only after one more run alone."""
-    with ThreadPoolExecutor(workers or len(os.sched_getaffinity(0))) as pool:
-        outcomes = list(pool.map(lambda source: run_program(source, timeout, mode), sources))
+def run_many(
+    programs: Sequence[Program | str],
+    timeout: float | Sequence[float] = 3.0,
+    mode: str = BUBBLEWRAP,
+    workers: int | None = None,
+) -> list[Outcome]:
+    """Run programs side by side (default: one per core); a timeout or a sandbox error counts only after one more run alone.
+
+    `timeout` is one for all, or one for each. While some run, the sandboxes of the next are made and those of the last
+    cleared away: the kernel lets both wait more than work.
+    """
+    limits = list(timeout) if isinstance(timeout, Sequence) else [timeout] * len(programs)
+    running = workers or len(os.sched_getaffinity(0))
+    slots = BoundedSemaphore(running)
+    with ThreadPoolExecutor(2 * running) as pool:
+        outcomes = list(pool.map(lambda program, limit: run_program(program, limit, mode, slots), programs, limits))
     return [
-        run_program(s, timeout, mode) if o.status in ("timeout", "error") else o for s, o in zip(sources, outcomes, strict=True)
+        run_program(program, limit, mode) if outcome.status in ("timeout", "error") else outcome
+        for program, limit, outcome in zip(programs, limits, outcomes, strict=True)
     ]
 
 
@@ -149,13 +206,28 @@ def _watch(process: subprocess.Popen, report: int, token: bytes, timeout: float)
         received += chunk
         seconds = time.monotonic() - began
         if b"T" + token in received:
-            return Outcome("passed", "", seconds)
+            return _passed(report, received.partition(b"T" + token)[2], deadline, seconds)
         if not started and not chunk:
             os.set_blocking(process.stderr.fileno(), False)
             message = process.stderr.read(4096) or b""
             return Outcome("error", message.decode(errors="replace"), seconds)
         if not chunk or len(received) > REPORT_BYTES:
             return Outcome("failed", received[1:].removeprefix(b"F").decode(errors="replace")[-2000:], seconds)
+
+
+def _passed(report: int, received: bytes, deadline: float, seconds: float) -> Outcome:
+    """The outcome of a program that passed, its output read to the end; `received` is what followed the token."""
+    parts, size = [received], len(received)
+    while size < 8 or size < 8 + int.from_bytes(b"".join(parts)[:8], "little"):
+        left = deadline - time.monotonic()
+        chunk = os.read(report, 1 << 20) if left > 0 and select.select([report], [], [], left)[0] else b""
+        if not chunk or size > OUTPUT_BYTES:
+            return Outcome("timeout" if left <= 0 else "failed", "the output was cut off", seconds)
+        parts.append(chunk)
+        size += len(chunk)
+        parts = [b"".join(parts)] if size < 4096 else parts
+    received = b"".join(parts)
+    return Outcome("passed", "", seconds, received[8 : 8 + int.from_bytes(received[:8], "little")])
 
 
 def _kill(process: subprocess.Popen, info: int) -> None:
@@ -191,12 +263,25 @@ def _namespace_init(info: int) -> int | None:
         return None
 
 
-def _command(mode: str, source_fd: int, report_fd: int, info_fd: int, timeout: float) -> list[str]:
+def _imports(program: Program) -> str:
+    """Slow modules that both code and tests may import, comma-separated."""
+    words = set(re.findall(r"^\s*(?:from|import)\s+(\w+)", f"{program.given}\n{program.tests}\n{program.code}", re.MULTILINE))
+    return ",".join(name for name in _SLOW_MODULES if name in words)
+
+
+def _command(mode: str, source_fd: int, report_fd: int, info_fd: int, timeout: float, imports: str) -> list[str]:
     python = os.path.realpath(sys.executable)
-    child = [python, "-I", "-S", "-c", _CHILD.read_text(), str(source_fd), str(report_fd), str(int(timeout) + 2)]
+    start = f"import marshal, os; exec(marshal.loads(os.pread({source_fd}, {len(_child())}, 0)))"
+    child = [python, "-I", "-S", "-c", start, str(source_fd), str(report_fd), str(int(timeout) + 2), imports]
     if mode == UNSAFE:
         return child
     return [*_bubblewrap(), "--info-fd", str(info_fd), "--", *child]
+
+
+@cache
+def _child() -> bytes:
+    """`sandbox_child.py` as a marshalled code object: compiling it takes as long as all else that it does."""
+    return marshal.dumps(compile(_CHILD.read_text(), _CHILD.name, "exec"))
 
 
 @cache

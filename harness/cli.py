@@ -4,6 +4,7 @@ from typing import Annotated
 
 import typer
 
+from harness.cli_judge import app as judge_app
 from harness.cli_saved import add_commands
 
 app = typer.Typer(
@@ -18,6 +19,7 @@ data_app = typer.Typer(help="Public data: what there is, where it was found, dow
 db_app = typer.Typer(help="The registry's schema.", no_args_is_help=True)
 ALL_BENCHMARKS = "alpaca_eval,arena_hard,mt_bench,human_eval,truthful_qa"
 add_commands(app)
+app.add_typer(judge_app, name="judge")
 app.add_typer(data_app, name="data")
 app.add_typer(db_app, name="db")
 
@@ -25,6 +27,12 @@ Database = Annotated[
     str | None, typer.Option("--db", help="Registry URL (default: HARNESS_DB, else SQLite in HARNESS_HOME).", show_default=False)
 ]
 AsJson = Annotated[bool, typer.Option("--json", help="Machine-readable output.")]
+MaxUsd = Annotated[
+    float | None, typer.Option("--max-usd", help="Dollars that the run may spend on its judge; it stops before more is due.")
+]
+DryRun = Annotated[
+    bool, typer.Option("--dry-run", help="Print the stages and what the judge will cost, check everything; run nothing.")
+]
 Overrides = Annotated[list[str] | None, typer.Option("--set", help="Override a key: --set dpo.beta=0.05 (repeatable).")]
 
 
@@ -37,7 +45,8 @@ def train_and_eval(
     recipe: Annotated[str, typer.Argument(help="Name of a shipped recipe, or the path of a YAML file.")],
     run: Annotated[str | None, typer.Option(help="Name of the run (default: the recipe's). The same name resumes.")] = None,
     overrides: Overrides = None,
-    dry_run: Annotated[bool, typer.Option("--dry-run", help="Print the stages and check everything; run nothing.")] = False,
+    max_usd: MaxUsd = None,
+    dry_run: DryRun = False,
     as_json: AsJson = False,
     db: Database = None,
 ) -> None:
@@ -47,7 +56,7 @@ def train_and_eval(
     """
     from harness.commands import run_recipe
 
-    run_recipe(recipe, run, overrides or [], dry_run, as_json, db)
+    run_recipe(recipe, run, overrides or [], max_usd, dry_run, as_json, db)
 
 
 @app.command(
@@ -57,29 +66,66 @@ def train_and_eval(
     "harness eval ./ckpt --benchmarks mt_bench --variant starter --judge quickstart/gold_reward",
 )
 def evaluate(
-    checkpoint: Annotated[str, typer.Argument(help="Directory or hub id.")],
+    checkpoint: Annotated[str, typer.Argument(help="Directory or hub id; or imported:NAME, answers that were imported.")],
     benchmarks: Annotated[str, typer.Option(help="Comma-separated names.")] = ALL_BENCHMARKS,
     variant: Annotated[str, typer.Option(help="official, or starter (the small set shipped with the harness).")] = "official",
     limit: Annotated[int | None, typer.Option(help="Seeded sample of so many questions; never ranked with full runs.")] = None,
     judge: Annotated[
-        str | None, typer.Option(help="openai:MODEL, or the name of a reward model in the registry (RUN/gold_reward).")
+        str | None,
+        typer.Option(help="openai:MODEL, serve:PATH (a checkpoint served by vLLM here), or a reward model (RUN/gold_reward)."),
     ] = None,
     base_url: Annotated[str | None, typer.Option(help="Endpoint of an OpenAI-compatible judge.")] = None,
     engine: Annotated[str, typer.Option(help="vllm or transformers.")] = "vllm",
     max_tokens: Annotated[int | None, typer.Option(help="Overrides the official answer length; recorded.")] = None,
     max_model_len: Annotated[int, typer.Option(help="Context of the engine, in tokens.")] = 8192,
+    samples: Annotated[
+        int | None, typer.Option(help="Answers per question, for pass@k; with --temperature above 0.", show_default=False)
+    ] = None,
+    temperature: Annotated[float | None, typer.Option(help="Overrides the official one; recorded.", show_default=False)] = None,
+    shots: Annotated[
+        int | None, typer.Option(help="Worked examples (gsm8k, mmlu, arc_challenge); recorded.", show_default=False)
+    ] = None,
+    chat_template: Annotated[
+        bool | None,
+        typer.Option("--chat-template/--plain", help="Of truthful_qa, gsm8k, mmlu, arc_challenge: plain officially."),
+    ] = None,
+    unsafe_exec: Annotated[bool, typer.Option("--unsafe-exec", help="Run code without the sandbox; recorded.")] = False,
     revision: Annotated[str | None, typer.Option(help="Hub commit.")] = None,
     seed: Annotated[int, typer.Option(help="Seed of samples and sampling.")] = 42,
+    judge_options: Annotated[
+        list[str] | None,
+        typer.Option("--judge-option", help="A key of evaluate.judge: --judge-option concurrency=4 (repeatable)."),
+    ] = None,
+    max_usd: MaxUsd = None,
+    dry_run: DryRun = False,
     as_json: AsJson = False,
     db: Database = None,
 ) -> None:
     """Evaluate any checkpoint. Weights never seen before are fingerprinted and registered as third-party."""
-    from harness.commands import run_evaluation
+    from harness.commands import benchmark_entries, run_evaluation
 
     names = [name.strip() for name in benchmarks.split(",") if name.strip()]
-    run_evaluation(
-        checkpoint, revision, names, variant, limit, judge, base_url, engine, max_tokens, max_model_len, seed, as_json, db
-    )
+    common = {"variant": variant, "limit": limit, "max_tokens": max_tokens}
+    special = {"samples": samples, "temperature": temperature, "shots": shots, "chat_template": chat_template}
+    evaluate = {"engine": engine, "max_model_len": max_model_len, "unsafe_exec": unsafe_exec, "held_out_reward": False}
+    evaluate["benchmarks"] = benchmark_entries(names, common, special)
+    given = (judge, base_url, judge_options or [], max_usd)
+    run_evaluation(checkpoint, revision, evaluate, given, seed, dry_run, as_json, db)
+
+
+@app.command(epilog="Examples: harness rejudge --failed   |   harness rejudge quickstart --failed --json")
+def rejudge(
+    target: Annotated[
+        str | None, typer.Argument(help="A run, or a checkpoint by name or fingerprint (default: all).", show_default=False)
+    ] = None,
+    failed: Annotated[bool, typer.Option("--failed", help="Ask again for failed judgments only.")] = False,
+    as_json: AsJson = False,
+    db: Database = None,
+) -> None:
+    """Ask an endpoint judge again for what failed or was left open, without running any other stage."""
+    from harness.judging import print_rejudge
+
+    print_rejudge(target, failed, as_json, db)
 
 
 @app.command(epilog="Examples: harness leaderboard   |   harness leaderboard --run quickstart --csv > scores.csv")
@@ -88,12 +134,14 @@ def leaderboard(
     as_json: AsJson = False,
     as_csv: Annotated[bool, typer.Option("--csv", help="Comma-separated values.")] = False,
     as_markdown: Annotated[bool, typer.Option("--markdown", help="A Markdown table.")] = False,
+    published: Annotated[bool, typer.Option("--published", help="Also imported rows of published leaderboards.")] = False,
     db: Database = None,
 ) -> None:
     """Print the leaderboard: one row per checkpoint, each score with its 95 % interval."""
     from harness.commands import print_leaderboard
 
-    print_leaderboard(db, run, "json" if as_json else "csv" if as_csv else "markdown" if as_markdown else "table")
+    form = "json" if as_json else "csv" if as_csv else "markdown" if as_markdown else "table"
+    print_leaderboard(db, run, form, published)
 
 
 @app.command(epilog="Examples: harness compare quickstart/iter-2   |   harness compare my-model zephyr-7b --json")
@@ -121,10 +169,11 @@ def status(
     print_status(db, run, as_json)
 
 
-@app.command(epilog="Example: harness dashboard --port 8600")
+@app.command(epilog="Examples: harness dashboard --port 8600   |   harness dashboard --demo")
 def dashboard(
     port: Annotated[int, typer.Option(help="Port on 127.0.0.1.")] = 8501,
     host: Annotated[str, typer.Option(help="Address to bind; the page has no sign-in of its own.")] = "127.0.0.1",
+    demo: Annotated[bool, typer.Option("--demo", help="Show a bundled registry: a quickstart of this project.")] = False,
     db: Database = None,
 ) -> None:
     """Open the leaderboard page (Streamlit). It reads the registry and writes nothing."""
@@ -133,6 +182,10 @@ def dashboard(
     from harness.preflight import require_modules
 
     require_modules({"streamlit"}, "the dashboard")
+    if demo:
+        from dashboard.demo import unpack
+
+        db = unpack()
     serve(db or default_registry_url(), port, host)
 
 

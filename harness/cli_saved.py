@@ -5,14 +5,19 @@ from typing import Annotated
 
 import typer
 
-FORMAT_NAMES = "alpaca_eval, arena_hard, arena_hard_v2, mt_bench, human_eval, mbpp, truthful_qa, lm_eval"
+FORMAT_NAMES = (
+    "alpaca_eval, arena_hard, arena_hard_v2, mt_bench, mt_bench_pairwise, human_eval, mbpp, truthful_qa, "
+    "truthful_qa_generation, lm_eval"
+)
 
 Name = Annotated[str, typer.Argument(metavar="BENCHMARK", help=f"One of {FORMAT_NAMES}.")]
 Files = Annotated[list[Path], typer.Argument(metavar="FILE...", help="Files, plain or .gz, or folders of them.")]
 Folds = Annotated[str | None, typer.Option(help="alpaca_eval: stable | introsort | avx512.", show_default=False)]
 LengthControl = Annotated[str | None, typer.Option(help="alpaca_eval: official | noreg.", show_default=False)]
 Difficulty = Annotated[str | None, typer.Option(help="alpaca_eval: position | instruction.", show_default=False)]
-StyleControl = Annotated[str | None, typer.Option(help="arena_hard: none | all | length | markdown.", show_default=False)]
+StyleControl = Annotated[
+    str | None, typer.Option(help="arena_hard, arena_hard_v2: none | all | length | markdown.", show_default=False)
+]
 Plus = Annotated[bool, typer.Option("--plus", help="human_eval, mbpp: the added tests of EvalPlus too.")]
 UnsafeExec = Annotated[bool, typer.Option("--unsafe-exec", help="human_eval, mbpp: run code without the sandbox; recorded.")]
 StripA = Annotated[str | None, typer.Option(help='truthful_qa: yes | no, strip a leading "A:" from answers.', show_default=False)]
@@ -87,8 +92,10 @@ def import_(
 
 
 def export(
-    checkpoint: Annotated[str, typer.Argument(help="Name or start of the fingerprint.")],
-    benchmark: Annotated[str, typer.Option(help="Which of its evaluations.")],
+    checkpoint: Annotated[
+        str, typer.Argument(help="Name or start of the fingerprint; or `site`: the whole leaderboard as one HTML file.")
+    ],
+    benchmark: Annotated[str | None, typer.Option(help="Which of its evaluations.", show_default=False)] = None,
     to: Annotated[Path, typer.Option(help="Folder to write into.")] = Path("export"),
     form: Annotated[
         str | None, typer.Option("--format", help=f"{FORMAT_NAMES} (default: the benchmark's own).", show_default=False)
@@ -97,9 +104,12 @@ def export(
     as_json: AsJson = False,
     db: Database = None,
 ) -> None:
-    """Write answers and judgments in the reference tools' file formats."""
-    from harness.commands_saved import run_export
+    """Write answers and judgments in the reference tools' file formats, or the leaderboard as a page without a server."""
+    from harness.commands_saved import run_export, run_export_site
 
+    if checkpoint == "site":
+        run_export_site(to, as_json, db)
+        return
     run_export(checkpoint, benchmark, form, judge, to, as_json, db)
 
 
@@ -114,4 +124,7 @@ def add_commands(app: typer.Typer) -> None:
         epilog="Examples: harness import alpaca_eval annotations.json --source https://...   |   harness import mt_bench "
         "model_answer/my-model.jsonl --outputs   |   harness import alpaca_eval leaderboard.csv --published",
     )(import_)
-    app.command(epilog="Example: harness export quickstart/iter-2 --benchmark alpaca_eval --to results")(export)
+    app.command(
+        epilog="Examples: harness export quickstart/iter-2 --benchmark alpaca_eval --to results   |   "
+        "harness export site --to public"
+    )(export)

@@ -12,7 +12,9 @@ from core.errors import JudgeError, MissingInput, RecipeError
 from harness.console import JsonReporter, emit_json, make_reporter
 
 
-def run_recipe(name: str, run: str | None, overrides: list[str], dry_run: bool, as_json: bool, db: str | None) -> None:
+def run_recipe(
+    name: str, run: str | None, overrides: list[str], max_usd: float | None, dry_run: bool, as_json: bool, db: str | None
+) -> None:
     """`harness train-and-eval`."""
     from db import Registry
     from harness.plan import build_plan
@@ -21,11 +23,11 @@ def run_recipe(name: str, run: str | None, overrides: list[str], dry_run: bool, 
     from harness.resolve import resolve
     from harness.workflow import train_and_eval
 
-    recipe = load_recipe(name, overrides)
+    recipe = load_recipe(name, overrides if max_usd is None else [*overrides, f"evaluate.judge.max_usd={max_usd}"])
     inputs = resolve(recipe)
     check_recipe(recipe, inputs)
     if dry_run:
-        _print_plan(build_plan(recipe, inputs), as_json)
+        print_plan(build_plan(recipe, inputs), as_json, db)
         return
     registry = Registry.open(db)
     reporter = make_reporter(as_json)
@@ -39,51 +41,66 @@ def run_recipe(name: str, run: str | None, overrides: list[str], dry_run: bool, 
         typer.echo("\nThe page: harness dashboard    every stage: harness status " + run_name)
 
 
+def benchmark_entries(names: list[str], common: dict[str, Any], special: dict[str, Any]) -> list[dict[str, Any]]:
+    """Recipe entries of `harness eval`'s benchmarks. An option in `special` goes to those that it means something to.
+
+    Raises RecipeError for one that means nothing to any of them.
+    """
+    from evals.benchmark import BENCHMARKS
+
+    kinds = {name: BENCHMARKS[name].kind if name in BENCHMARKS else "unknown" for name in names}
+    fits = {
+        "samples": {name for name, kind in kinds.items() if kind == "generation"},
+        "temperature": {name for name, kind in kinds.items() if kind == "generation"},
+        "shots": {name for name, kind in kinds.items() if kind == "lm_eval"},
+        "chat_template": {name for name, kind in kinds.items() if kind == "lm_eval" or name.startswith("truthful_qa")},
+    }
+    given = {option: value for option, value in special.items() if value is not None}
+    for option in given:
+        if not fits[option]:
+            raise RecipeError(f"--{option.replace('_', '-')} means nothing to {', '.join(names)}; leave it out.")
+    return [{"name": name} | common | {o: v for o, v in given.items() if name in fits[o]} for name in names]
+
+
 def run_evaluation(
     checkpoint: str,
     revision: str | None,
-    names: list[str],
-    variant: str,
-    limit: int | None,
-    judge: str | None,
-    base_url: str | None,
-    engine: str,
-    max_tokens: int | None,
-    max_model_len: int,
+    evaluate: dict[str, Any],
+    judging: tuple[str | None, str | None, list[str], float | None],
     seed: int,
+    dry_run: bool,
     as_json: bool,
     db: str | None,
 ) -> None:
-    """`harness eval`."""
+    """`harness eval`.
+
+    `evaluate`: the recipe's section without its judge; `judging`: --judge, --base-url, --judge-option, --max-usd.
+    """
     from pydantic import ValidationError
 
     from db import Registry
     from evals.benchmark import BENCHMARKS
     from harness.imported import imported_policy
-    from harness.plan import Inputs
+    from harness.plan import Inputs, build_evaluation
     from harness.preflight import check_evaluation
     from harness.recipe import Evaluate
-    from harness.resolve import resolve_benchmarks, resolve_checkpoint
+    from harness.resolve import resolve_benchmarks, resolve_checkpoint, resolve_judge
     from harness.workflow import evaluate_checkpoint
 
-    registry = Registry.open(db)
+    judge, base_url, judge_options, max_usd = judging
+    names = [benchmark["name"] for benchmark in evaluate["benchmarks"]]
+    registry = Registry(db) if dry_run else Registry.open(db)
     judged = {name for name in names if name in BENCHMARKS and BENCHMARKS[name].verdict == "judge"}
     if judged and not judge:
         raise JudgeError(
-            f"{', '.join(sorted(judged))} need a judge: --judge openai:MODEL, or --judge RUN/gold_reward for a reward model "
-            "of the registry; or leave them out with --benchmarks human_eval,truthful_qa."
+            f"{', '.join(sorted(judged))} need a judge: --judge openai:MODEL, --judge serve:PATH for a checkpoint served here, "
+            "or --judge RUN/gold_reward for a reward model of the registry; or leave them out with "
+            "--benchmarks human_eval,truthful_qa."
         )
-    rewards, judge_settings = _judge(registry, judge, base_url)
+    rewards, judge_settings = find_judge(registry, judge, base_url)
+    judge_settings |= judge_keys(judge_options) | ({} if max_usd is None else {"max_usd": max_usd})
     try:
-        settings = Evaluate.model_validate(
-            {
-                "benchmarks": [{"name": n, "variant": variant, "limit": limit, "max_tokens": max_tokens} for n in names],
-                "judge": judge_settings,
-                "engine": engine,
-                "max_model_len": max_model_len,
-                "held_out_reward": False,
-            }
-        )
+        settings = Evaluate.model_validate(evaluate | {"judge": judge_settings})
     except ValidationError as error:
         faults = "; ".join(f"{'.'.join(map(str, e['loc']))}: {e['msg']}" for e in error.errors())
         raise RecipeError(f"These options do not fit: {faults}.") from error
@@ -93,7 +110,10 @@ def run_evaluation(
         policy, benchmarks = imported_policy(registry, checkpoint.removeprefix("imported:"), benchmarks, seed)
     else:
         policy = resolve_checkpoint(checkpoint, revision)
-    inputs = Inputs(base=None, sources=[], benchmarks=benchmarks, **rewards)
+    inputs = Inputs(base=None, sources=[], benchmarks=benchmarks, judge=resolve_judge(settings), **rewards)
+    if dry_run:
+        print_plan(build_evaluation(settings, seed, policy, inputs), as_json, db)
+        return
     reporter = make_reporter(as_json)
     try:
         name = evaluate_checkpoint(settings, seed, policy, inputs, registry, reporter)
@@ -102,7 +122,7 @@ def run_evaluation(
     _print_rows(registry, name, "event" if as_json else "table")
 
 
-def _judge(registry: Any, judge: str | None, base_url: str | None) -> tuple[dict[str, Any], dict[str, Any]]:
+def find_judge(registry: Any, judge: str | None, base_url: str | None) -> tuple[dict[str, Any], dict[str, Any]]:
     """(reward models for the plan, judge settings) of a --judge value."""
     from sqlalchemy import select
 
@@ -113,6 +133,8 @@ def _judge(registry: Any, judge: str | None, base_url: str | None) -> tuple[dict
         return {}, {"kind": "reward_model", "role": "reward"}
     if judge.startswith("openai:"):
         return {}, {"kind": "openai", "model": judge.removeprefix("openai:"), "base_url": base_url}
+    if judge.startswith("serve:"):
+        return {}, {"serve": judge.removeprefix("serve:")}
     with registry.read() as session:
         found = session.scalars(
             select(models.Checkpoint).where(
@@ -123,26 +145,43 @@ def _judge(registry: Any, judge: str | None, base_url: str | None) -> tuple[dict
         known = session.scalars(select(models.Checkpoint.name).where(models.Checkpoint.kind.in_(("reward", "gold_reward")))).all()
     if len(found) != 1:
         listed = ", ".join(known) or "none yet"
-        raise JudgeError(f"{judge!r} names {len(found)} reward models of the registry; give one of: {listed}; or openai:MODEL.")
+        raise JudgeError(
+            f"{judge!r} names {len(found)} reward models of the registry; give one of: {listed}; or openai:MODEL, serve:PATH."
+        )
     ref = Ref(path=found[0].path, fingerprint=found[0].fingerprint)
     return {"gold_reward": ref}, {"kind": "reward_model", "role": "gold_reward"}
 
 
-def print_leaderboard(db: str | None, run: str | None, form: str) -> None:
+def judge_keys(given: list[str]) -> dict[str, Any]:
+    """--judge-option NAME=VALUE -> keys of the recipe's `evaluate.judge`; values are read as YAML."""
+    import yaml
+
+    options = {}
+    for text in given:
+        name, equals, value = text.partition("=")
+        if not equals:
+            raise RecipeError(f"--judge-option {text!r} is not NAME=VALUE; docs/recipes.md lists the names under evaluate.judge.")
+        options[name] = yaml.safe_load(value)
+    return options
+
+
+def print_leaderboard(db: str | None, run: str | None, form: str, published: bool) -> None:
     """`harness leaderboard`."""
     from db import Registry
 
-    _print_rows(Registry.open(db, readonly=True), run, form)
+    _print_rows(Registry.open(db, readonly=True), run, form, published)
 
 
-def _print_rows(registry: Any, run: str | None, form: str) -> None:
+def _print_rows(registry: Any, run: str | None, form: str, published: bool = False) -> None:
     from db import views
     from harness import report
 
     with registry.read() as session:
         if run is not None and run not in {r.name for r in views.runs(session)}:
             raise MissingInput(f"There is no run {run!r} in the registry; see `harness leaderboard` for all that are there.")
-        rows = views.leaderboard(session, run=run)
+        found = views.leaderboard(session, run=run)
+    rows = [row for row in found if published or row.kind != "published"]
+    hidden = len(found) - len(rows)
     if form == "event":
         JsonReporter().emit("leaderboard", rows=report.to_json(rows))
     elif form == "json":
@@ -155,6 +194,8 @@ def _print_rows(registry: Any, run: str | None, form: str) -> None:
         typer.echo("The registry holds no evaluated checkpoint yet: run `harness train-and-eval quickstart`.")
     else:
         Console().print(report.leaderboard_table(rows))
+        if hidden:
+            typer.echo(f"{hidden} rows of published leaderboards are not shown; --published shows them.")
 
 
 def print_status(db: str | None, run: str, as_json: bool) -> None:
@@ -234,8 +275,11 @@ def verify_data(names: list[str], as_json: bool) -> None:
         raise typer.Exit(1)
 
 
-def _print_plan(plan: Any, as_json: bool) -> None:
-    """The plan as --dry-run prints it."""
+def print_plan(plan: Any, as_json: bool, db: str | None) -> None:
+    """The plan as --dry-run prints it, with what its judge will cost."""
+    from harness.forecasting import forecasts, print_forecasts
+
+    costs = forecasts(plan, db)
     store = Store(paths.artifacts())
     rows = [
         {
@@ -245,6 +289,7 @@ def _print_plan(plan: Any, as_json: bool) -> None:
             "state": "done" if store.path(node.stage, node.key).exists() else "to do",
             "settings": node.settings,
             "inputs": sorted(node.inputs),
+            "forecast": [row for row in costs if row["stage"] == node.name],
         }
         for node in plan.nodes.values()
     ]
@@ -258,4 +303,5 @@ def _print_plan(plan: Any, as_json: bool) -> None:
         table.add_row(row["stage"].replace("[", r"\["), row["program"], row["key"][:12], row["state"])
     Console().print(table)
     done = sum(row["state"] == "done" for row in rows)
+    print_forecasts(costs, plan.evaluate.judge.max_usd)
     typer.echo(f"{len(rows)} stages, {done} done before, {len(rows) - done} to do. Nothing was run.")

@@ -15,12 +15,12 @@ def print_rescored(benchmark: str, files: Sequence[Path], given: Mapping[str, st
     """`harness rescore`."""
     from harness import saved_work
 
-    made, evaluations, notes = saved_work.rescore(benchmark, files, given)
+    evaluations, notes = saved_work.rescore(benchmark, files, given)
     if as_json:
-        emit_json(saved_work.as_json(made, evaluations, notes))
+        emit_json(saved_work.as_json(benchmark, evaluations, notes))
         return
     console = Console()
-    console.print(saved_work.as_table(made, evaluations))
+    console.print(saved_work.as_table(benchmark, evaluations))
     for note in saved_work.all_notes(evaluations, notes):
         console.print(Text(note, style="dim"))
 
@@ -64,13 +64,29 @@ def run_import(
             typer.echo(line)
 
 
+def run_export_site(to: Path, as_json: bool, db: str | None) -> None:
+    """`harness export site`."""
+    from dashboard.site import site
+    from db import Registry
+    from evals.formats.saved import write_text
+
+    with Registry.open(db, readonly=True).read() as session:
+        path = write_text(to if to.suffix == ".html" else to / "index.html", site(session))
+    if as_json:
+        emit_json({"files": [str(path)]})
+    else:
+        typer.echo(f"{path}  ({path.stat().st_size / 1024:.0f} KiB; open it in a browser, or put it on any web server)")
+
+
 def run_export(
-    checkpoint: str, benchmark: str, form: str | None, judge: str | None, to: Path, as_json: bool, db: str | None
+    checkpoint: str, benchmark: str | None, form: str | None, judge: str | None, to: Path, as_json: bool, db: str | None
 ) -> None:
-    """`harness export`."""
+    """`harness export CHECKPOINT`."""
     from db import Registry
     from harness.exporting import export, form_of
 
+    if benchmark is None:
+        raise RecipeError("Say which evaluation: --benchmark alpaca_eval (or `harness export site` for the whole leaderboard).")
     written = export(Registry.open(db, readonly=True), form_of(benchmark, form), benchmark, checkpoint, judge, to)
     if as_json:
         emit_json({"files": [str(path) for path in written]})

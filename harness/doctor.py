@@ -93,7 +93,8 @@ def _sandbox() -> Finding:
     try:
         return Finding("sandbox", "ok", f"generated code is contained: {probe()}")
     except HarnessError as error:
-        return Finding("sandbox", "fail", str(error), "apt-get install bubblewrap, and allow user namespaces")
+        install, allow = "apt-get install bubblewrap (0.8 or newer)", "sysctl -w user.max_user_namespaces=10000"
+        return Finding("sandbox", "fail", str(error), f"{allow}, or {install}" if shutil.which("bwrap") else install)
 
 
 def _disk() -> Finding:

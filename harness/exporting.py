@@ -54,7 +54,8 @@ def _find(
         .join(AnswerSet, AnswerSet.checkpoint_id == Checkpoint.id)
         .join(Evaluation, Evaluation.answer_set_id == AnswerSet.id)
         .join(Judge, Evaluation.judge_id == Judge.id)
-        .where(AnswerSet.benchmark == benchmark)
+        # A published row has scores and nothing that they came from.
+        .where(AnswerSet.benchmark == benchmark, Checkpoint.source != "published")
         .where((Checkpoint.name == checkpoint) | Checkpoint.fingerprint.startswith(checkpoint, autoescape=True))
         .order_by(Evaluation.id.desc())
     )

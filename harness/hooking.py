@@ -1,16 +1,19 @@
 """Asking the training hooks after each iteration: gathers what they may look at from the registry, keeps what they say."""
 
+from collections import defaultdict
 from dataclasses import asdict
+from statistics import fmean
 from typing import Any
 
 from sqlalchemy import select
 from sqlalchemy.orm import Session
 
 from db import Registry, models
+from db.costs import by_run
 from db.values import question_values
 from harness import record
 from harness.recipe import Recipe
-from train.hooks import Decision, History, Record, Value, make_hook
+from train.hooks import PROXY, Decision, History, Record, Value, make_hook
 
 
 class Hooks:
@@ -70,19 +73,39 @@ def iteration_record(session: Session, run_id: int, iteration: int) -> Record:
                 if score.headline:
                     scores[benchmark] = (score.value, score.low, score.high, score.n)
         values[benchmark] = question_values(session, evaluation.id)
+        if benchmark == "held_out_reward" and (proxy := proxy_values(session, evaluation.id)):
+            values[PROXY] = proxy
     pairs = session.scalar(
         select(models.PreferenceSet).where(models.PreferenceSet.run_id == run_id, models.PreferenceSet.iteration == iteration)
     )
-    stages = select(models.StageRun.seconds).where(models.StageRun.run_id == run_id, models.StageRun.iteration == iteration)
-    seconds = session.scalars(stages).all()
+    within = models.StageRun.iteration == iteration
+    if iteration == 0:  # what comes before the loop belongs to no iteration
+        within = within | models.StageRun.iteration.is_(None)
+    stages = session.scalars(select(models.StageRun).where(models.StageRun.run_id == run_id, within)).all()
+    trained = [stage.metrics.get("kl_first") for stage in stages if stage.program == "train.dpo"]
+    run = session.get_one(models.Run, run_id).name
+    spent = next(cost for cost in by_run(session) if cost.run == run).iterations[iteration]
     return Record(
         iteration=iteration,
         checkpoint=policy.checkpoint.fingerprint,
         scores=scores,
         per_question=values,
         preferences=_columns(pairs) if pairs else {},
-        seconds=sum(s for s in seconds if s),
+        kl=trained[0] if trained else 0.0 if iteration == 0 else None,
+        seconds=sum(stage.seconds or 0.0 for stage in stages),
+        gpu_hours=spent.gpu_seconds / 3600,
+        dollars=spent.micro_dollars / 1e6,
     )
+
+
+def proxy_values(session: Session, evaluation_id: int) -> dict[str, float]:
+    """question id -> mean proxy reward of its answers in an evaluation on the held-out prompts."""
+    rewards: dict[str, list[float]] = defaultdict(list)
+    query = select(models.Judgment.question_id, models.Judgment.raw).where(models.Judgment.evaluation_id == evaluation_id)
+    for question, raw in session.execute(query):
+        if raw and raw.get("proxy_reward") is not None:
+            rewards[question].append(raw["proxy_reward"])
+    return {question: fmean(values) for question, values in rewards.items()}
 
 
 def _columns(row: Any) -> dict[str, Any]:

@@ -4,6 +4,7 @@ An imported model has no weights here: its identity is its name and source, mark
 Whatever is imported keeps the names and sha256 of the files that it came from.
 """
 
+from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -17,7 +18,7 @@ from core.fingerprint import digest, tree_sha256
 from db import Registry, insert_ignore
 from db.models import AnswerSet, Checkpoint, Judgment
 from db.record import complete_answer_set
-from evals import records
+from evals import canaries, records
 from evals.benchmark import BENCHMARKS, Question, ScoreRow, get_benchmark
 from evals.formats.saved import PublishedScore, SavedAnswer, SavedEvaluation, SavedFormat, SavedOutputs, file_sha256
 from harness.data import benchmark_files
@@ -49,7 +50,6 @@ def import_evaluations(
 ) -> list[str]:
     """Record judged evaluations with their answers, verdicts and scores; returns a line a model. Idempotent."""
     provenance, lines = source.provenance(), []
-    scale = getattr(made, "import_scale", 1.0)
     for one in evaluations:
         benchmark = getattr(one, "benchmark", None) or made.benchmark
         with registry.write() as session:
@@ -58,10 +58,12 @@ def import_evaluations(
             config = {"benchmark": benchmark, "saved": source.format, **one.judge_config}
             judge = records.get_judge(session, one.judge, one.judge_kind, config)
             evaluation = records.get_evaluation(session, answers, judge)
-            evaluation.provenance, evaluation.statistics = provenance, dict(one.statistics)
+            evaluation.provenance = provenance
             session.execute(delete(Judgment).where(Judgment.evaluation_id == evaluation.id))
             records.store_verdicts(session, evaluation.id, one.verdicts)
-            records.store_scores(session, evaluation.id, [_scaled(row, scale) for row in one.scores])
+            flags = canaries.flags([canaries.Text(answer.prompt, answer.text) for answer in one.answers])
+            scores = [_scaled(row, _scale(made, row.metric)) for row in one.scores]
+            records.store_scores(session, evaluation.id, scores, statistics=dict(one.statistics), flags=flags)
         lines.append(f"{one.model}: {len(one.scores)} scores of {benchmark}, judged by {one.judge}")
     return lines
 
@@ -85,18 +87,20 @@ def import_outputs(registry: Registry, made: SavedFormat, outputs: Sequence[Save
 def import_published(registry: Registry, made: SavedFormat, scores: Sequence[PublishedScore], source: Source) -> list[str]:
     """Record a published leaderboard as reference rows: never measured here, always marked as published."""
     provenance = source.provenance()
-    by_model: dict[tuple[str, str], list[ScoreRow]] = {}
+    by_model: dict[tuple[str, str, str], list[ScoreRow]] = {}
     for one in scores:
-        by_model.setdefault((one.model, one.judge), []).append(one.score)
+        benchmark = one.benchmark or made.benchmark
+        by_model.setdefault((benchmark, one.model, one.judge), []).append(_scaled(one.score, _scale(made, one.score.metric)))
     with registry.write() as session:
-        for (model, judge_name), rows in by_model.items():
+        for (benchmark, model, judge_name), rows in by_model.items():
             checkpoint = _checkpoint(session, model, PUBLISHED, "published", source.name)
-            answers = _answer_set(session, checkpoint, made.benchmark, (), rows, provenance, kind=PUBLISHED)
-            judge = records.get_judge(session, judge_name, PUBLISHED, {"benchmark": made.benchmark, "published": source.name})
+            answers = _answer_set(session, checkpoint, benchmark, (), rows, provenance, kind=PUBLISHED)
+            judge = records.get_judge(session, judge_name, PUBLISHED, {"benchmark": benchmark, "published": source.name})
             evaluation = records.get_evaluation(session, answers, judge)
             evaluation.provenance = provenance
             records.store_scores(session, evaluation.id, rows)
-    return [f"{len(by_model)} published rows of {made.benchmark} from {source.name}"]
+    counts = Counter(benchmark for benchmark, *_ in by_model)
+    return [f"{count} published rows of {benchmark} from {source.name}" for benchmark, count in counts.items()]
 
 
 def align(answers: Sequence[SavedAnswer], questions: Sequence[Question], benchmark: str, model: str) -> list[SavedAnswer]:
@@ -199,6 +203,11 @@ def _answer(answer: SavedAnswer) -> dict[str, Any]:
         "seed": None,
         "detail": dict(answer.detail),
     }
+
+
+def _scale(made: SavedFormat, metric: str) -> float:
+    """By what a format's number is multiplied for the registry, where 0.5 in one tool's file is 50 percent."""
+    return getattr(made, "import_scales", {}).get(metric, getattr(made, "import_scale", 1.0))
 
 
 def _scaled(row: ScoreRow, scale: float) -> ScoreRow:

@@ -8,8 +8,10 @@ same recipe on the same data always names the same artifacts.
 from dataclasses import dataclass, field
 from typing import Any
 
+from core.errors import RecipeError
 from core.fingerprint import digest
-from harness.recipe import Evaluate, Recipe, Training
+from harness.recipe import LOSS_KEYS, Evaluate, Recipe, Training
+from train.losses import find_loss
 
 # Raised when a program's result changes for the same settings and inputs.
 VERSIONS = {
@@ -19,16 +21,36 @@ VERSIONS = {
     "train.reward": 1,
     "train.generate": 1,
     "train.annotate": 1,
-    "train.pairs": 1,
+    "train.pairs": 2,  # win rates, length gaps
+    "train.heldout": 1,
     "train.reference": 1,
-    "train.dpo": 1,
+    "train.dpo": 2,  # kl_first, held-out accuracy
     "evals.answer": 1,
-    "evals.likelihood": 1,
-    "evals.execute": 1,
-    "evals.judged": 1,
+    "evals.likelihood": 2,
+    "evals.lm_eval_stage": 1,
+    "evals.execute": 2,  # tests apart from the code, added tests
+    "evals.metrics": 1,
+    "evals.judged": 2,  # intervals, metric names, statistics, replies by content
 }
 
+_STAGE_NAMES = {"evals.judged": "judge", "evals.lm_eval_stage": "knowledge"}
+"""Evaluation programs whose stages are not called after them."""
+
 _RESOURCES = ("micro_batch_size", "num_processes", "save_steps")
+_JUDGE_RESOURCES = (
+    "endpoints",
+    "api_key_env",
+    "transport",
+    "concurrency",
+    "requests_per_minute",
+    "tokens_per_minute",
+    "max_tokens_name",
+    "price",
+    "max_usd",
+)
+"""How a judge is reached and paid: nothing of it changes a verdict."""
+_JUDGE_ELSEWHERE = ("serve", "revision", "on_failure")
+"""What resolves to an input, or concerns the run."""
 
 
 @dataclass(frozen=True)
@@ -85,6 +107,8 @@ class Inputs:
     reward: Ref | None = None
     gold_reward: Ref | None = None
     """Reward models that the recipe names as checkpoints."""
+    judge: Ref | None = None
+    """The checkpoint that the recipe has served as its judge."""
 
 
 class Plan:
@@ -117,7 +141,7 @@ def build_plan(recipe: Recipe, inputs: Inputs, starts: dict[int, int] | None = N
     for label in first:
         add_evaluation(plan, label, 0)
     for t in range(1, recipe.iterations + 1):
-        _iterate(plan, recipe, t, (starts or {}).get(t, t - 1))
+        _iterate(plan, recipe, t, starts or {})
         add_evaluation(plan, f"iter-{t}", t)
     return plan
 
@@ -133,7 +157,7 @@ def build_evaluation(evaluate: Evaluate, seed: int, policy: Ref, inputs: Inputs)
 
 def _training(section: Training, seed: int) -> tuple[dict[str, Any], dict[str, Any]]:
     """(settings, resources) of a training section."""
-    values = section.model_dump(mode="json", exclude={"enabled", "checkpoint", "start", "data"})
+    values = section.model_dump(mode="json", exclude={"enabled", "checkpoint", "start", "data", "held_out_pairs", *LOSS_KEYS})
     resources = {k: values.pop(k) for k in _RESOURCES}
     return values | {"seed": seed}, resources
 
@@ -171,6 +195,9 @@ def _prepare(plan: Plan, recipe: Recipe) -> None:
         plan.add("sft", "train.sft", settings, {"policy": plan.policies["base"], "data": data_ref}, resources=resources)
         plan.policies["sft"] = Ref(stage="sft", part="checkpoint")
     plan.policies["iter-0"] = plan.policies.get("sft", plan.policies["base"])
+    if recipe.dpo.held_out_pairs:
+        settings = {"limit": recipe.dpo.held_out_pairs}
+        plan.add("heldout", "train.heldout", settings, {"policy": plan.policies["iter-0"], "data": data_ref})
 
     for name, section, given in (
         ("reward", recipe.reward, inputs.reward),
@@ -188,9 +215,17 @@ def _prepare(plan: Plan, recipe: Recipe) -> None:
         plan.policies[name] = Ref(stage=name, part="checkpoint")
 
 
-def _iterate(plan: Plan, recipe: Recipe, t: int, start: int) -> None:
-    """One iteration of online DPO, from the policy of iteration `start`."""
-    policy = plan.policies[f"iter-{start}"]
+def _reference(recipe: Recipe, t: int, starts: dict[int, int]) -> int:
+    """The iteration whose policy is the reference of iteration t."""
+    if recipe.reference.policy == "initial":
+        return 0
+    refreshed = t if recipe.reference.policy == "previous" else t - (t - 1) % recipe.reference.k
+    return starts.get(refreshed, refreshed - 1)
+
+
+def _iterate(plan: Plan, recipe: Recipe, t: int, starts: dict[int, int]) -> None:
+    """One iteration of online DPO, from the policy of iteration `starts[t]` or the last one."""
+    policy = plan.policies[f"iter-{starts.get(t, t - 1)}"]
     generate, annotate = recipe.generate, recipe.annotate
     size = generate.prompts_per_iteration
     settings = {
@@ -230,30 +265,32 @@ def _iterate(plan: Plan, recipe: Recipe, t: int, start: int) -> None:
         inputs["earlier"] = Ref(stage=f"pairs[{t - 1}]")
     pairs = plan.add(f"pairs[{t}]", "train.pairs", settings, inputs, iteration=t)
 
-    reference = plan.policies["iter-0"] if recipe.reference.policy == "initial" else policy
+    def cached(name: str, of: Ref, pairs: Ref) -> Ref:
+        """Log-probabilities of pairs under a policy that DPO then need not hold in memory."""
+        settings = {"max_length": recipe.dpo.max_length, "precision": recipe.dpo.precision}
+        resources = {"micro_batch_size": recipe.dpo.micro_batch_size}
+        inputs = {"reference": of, "pairs": pairs}
+        return plan.add(f"{name}[{t}]", "train.reference", settings, inputs, iteration=t, resources=resources)
+
+    first, reference = plan.policies["iter-0"], plan.policies[f"iter-{_reference(recipe, t, starts)}"]
+    begin = policy if recipe.dpo.start == "previous" else first
+    inputs = {"policy": begin, "pairs": pairs, "reference": cached("reference", reference, pairs)}
+    loss = find_loss(recipe.dpo.loss)
+    if loss is not None and "previous" in loss.needs:
+        inputs["previous"] = cached("previous", policy, pairs)
+    if reference != first:
+        inputs["first"] = cached("first", first, pairs)
+    if "heldout" in plan.nodes:
+        inputs["heldout"] = Ref(stage="heldout")
+        inputs["heldout_reference"] = cached("heldout_reference", reference, inputs["heldout"])
     training, resources = _training(recipe.dpo, recipe.seed + t)
-    cached = plan.add(
-        f"reference[{t}]",
-        "train.reference",
-        {"max_length": recipe.dpo.max_length, "precision": recipe.dpo.precision},
-        {"reference": reference, "pairs": pairs},
-        iteration=t,
-        resources={"micro_batch_size": recipe.dpo.micro_batch_size},
-    )
-    begin = policy if recipe.dpo.start == "previous" else plan.policies["iter-0"]
-    plan.add(
-        f"dpo[{t}]",
-        "train.dpo",
-        training,
-        {"policy": begin, "pairs": pairs, "reference": cached},
-        iteration=t,
-        resources=resources,
-    )
+    training |= {"loss_options": recipe.dpo.resolved_options()}
+    plan.add(f"dpo[{t}]", "train.dpo", training, inputs, iteration=t, resources=resources)
     plan.policies[f"iter-{t}"] = Ref(stage=f"dpo[{t}]", part="checkpoint")
 
 
 def add_evaluation(plan: Plan, label: str, iteration: int) -> None:
-    """The evaluation of one policy: at most four processes, by what each must hold in memory."""
+    """The evaluation of one policy: at most five processes, by what each must hold in memory."""
     policy, evaluate = plan.policies[label], plan.evaluate
     benchmarks = list(plan.inputs.benchmarks)
     if evaluate.held_out_reward and "data" in plan.nodes:
@@ -270,30 +307,56 @@ def add_evaluation(plan: Plan, label: str, iteration: int) -> None:
         "system_prompt": evaluate.system_prompt,
     }
     rewards = {name: plan.policies[name] for name in ("reward", "gold_reward") if name in plan.policies}
+    templates = _templates(evaluate, benchmarks)
 
-    def stage(program: str, chosen: list[BenchmarkInput], settings: dict[str, Any], inputs: dict[str, Ref]) -> None:
+    def stage(
+        program: str, chosen: list[BenchmarkInput], settings: dict[str, Any], inputs: dict[str, Ref], **resources: Any
+    ) -> None:
         if not chosen:
             return
-        listed = [{"name": b.name, "sample_seed": plan.seed} | b.settings for b in chosen]
+        listed = [{"name": b.name, "sample_seed": plan.seed} | b.settings | templates.get(b.name, {}) for b in chosen]
         files = {f"data/{b.name}/{asset}": ref for b in chosen for asset, ref in b.files.items()}
         plan.add(
-            f"{program.split('.')[-1].replace('judged', 'judge')}[{label}]",
+            f"{_STAGE_NAMES.get(program, program.split('.')[-1])}[{label}]",
             program,
             common | {"benchmarks": listed} | settings,
             {"policy": policy} | files | inputs,
             iteration=iteration,
-            resources=_threads(evaluate.threads),
+            resources=_threads(evaluate.threads) | resources,
             registry=True,
         )
 
     generated = [b for b in benchmarks if b.kind == "generation"]
     # Imported answers are there already: they are only judged.
     stage("evals.answer", [b for b in generated if "answer_set" not in b.settings], {}, {})
-    stage("evals.likelihood", [b for b in benchmarks if b.kind == "likelihood"], {}, {})
+    likelihood = {"likelihood_engine": evaluate.likelihood_engine}
+    stage("evals.likelihood", [b for b in benchmarks if b.kind == "likelihood"], likelihood, {})
+    stage("evals.lm_eval_stage", [b for b in benchmarks if b.kind == "lm_eval"], {}, {})
     stage("evals.execute", [b for b in generated if b.verdict == "sandbox"], {"unsafe_exec": evaluate.unsafe_exec}, {})
-    judge = evaluate.judge.model_dump(mode="json")
-    inputs = {"judge": rewards[evaluate.judge.role]} if evaluate.judge.kind == "reward_model" else {}
+    stage("evals.metrics", [b for b in generated if b.verdict == "metrics"], {}, {})
+    judge, transport = _judge(evaluate)
+    judges = evaluate.judge.kind == "reward_model" and evaluate.judge.role in rewards
+    inputs = {"judge": rewards[evaluate.judge.role]} if judges else {}
+    inputs |= {"judge": plan.inputs.judge} if evaluate.judge.kind == "serve" else {}
     inputs |= {"reward": rewards["reward"]} if "reward" in rewards else {}
     if evaluate.judge.kind != "reward_model" and "gold_reward" in rewards:
         inputs["gold_reward"] = rewards["gold_reward"]
-    stage("evals.judged", [b for b in generated if b.verdict in ("judge", "reward")], {"judge": judge}, inputs)
+    stage("evals.judged", [b for b in generated if b.verdict in ("judge", "reward")], {"judge": judge}, inputs, **transport)
+
+
+def _judge(evaluate: Evaluate) -> tuple[dict[str, Any], dict[str, Any]]:
+    """(settings, resources) of the judge: what decides its verdicts, and how it is reached and paid."""
+    values = evaluate.judge.model_dump(mode="json", exclude=set(_JUDGE_ELSEWHERE))
+    transport = {name: values.pop(name) for name in _JUDGE_RESOURCES}
+    if transport["endpoints"] and values["base_url"] is None:
+        values["base_url"] = transport["endpoints"][0]["base_url"]
+    return values, {} if evaluate.judge.kind == "reward_model" else {"judge": transport}
+
+
+def _templates(evaluate: Evaluate, benchmarks: list[BenchmarkInput]) -> dict[str, dict[str, bool]]:
+    """name -> {"chat_template"} where the recipe says so. Raises RecipeError for a benchmark whose prompt is a conversation."""
+    chosen = {b.name: b.chat_template for b in evaluate.benchmarks if b.chat_template is not None}
+    for b in benchmarks:
+        if b.name in chosen and not (b.kind in ("likelihood", "lm_eval") or b.verdict == "metrics"):
+            raise RecipeError(f"{b.name} is always asked through the chat template; remove `chat_template` from it.")
+    return {name: {"chat_template": value} for name, value in chosen.items()}

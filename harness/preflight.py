@@ -48,11 +48,18 @@ def check_evaluation(evaluate: Evaluate) -> None:
     judged = "judge" in verdicts
     if judged and judge.kind == "openai":
         require_modules({"openai"}, "a judge of kind openai")
-        if not os.environ.get(judge.api_key_env):
-            raise JudgeError(
-                f"The judge {judge.model} needs an API key: export {judge.api_key_env}=..., name another variable with "
-                "--set evaluate.judge.api_key_env=NAME, or judge locally with --set evaluate.judge.kind=reward_model."
-            )
+        variables = {judge.api_key_env if e.api_key_env is None else e.api_key_env for e in judge.endpoints}
+        for variable in sorted(variables or {judge.api_key_env}):
+            if variable and not os.environ.get(variable):
+                raise JudgeError(
+                    f"The judge {judge.model} needs an API key: export {variable}=..., name another variable with "
+                    "--set evaluate.judge.api_key_env=NAME, or judge locally with --set evaluate.judge.kind=reward_model."
+                )
+        from evals.openai_judge import check_budget
+
+        check_budget(judge.model_dump(mode="json"))
+    if judged and judge.kind == "serve":
+        require_modules({"openai", "vllm"}, "a judge of kind serve")
     if not evaluate.unsafe_exec and "sandbox" in verdicts:
         from evals.sandbox import probe
 

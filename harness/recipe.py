@@ -9,10 +9,15 @@ from typing import Annotated, Any, Literal
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from core.fingerprint import digest
+from train.hooks import make_hook
+from train.losses import LOSSES, dpo_losses, find_loss, loss_options
 
 Positive = Annotated[int, Field(gt=0)]
 Fraction = Annotated[float, Field(ge=0, le=1)]
 NonNegative = Annotated[float, Field(ge=0)]
+
+LOSS_KEYS = tuple(key for loss in LOSSES.values() for key in loss.options)
+"""Keys of `dpo` that belong to one loss each."""
 
 
 class Section(BaseModel):
@@ -134,29 +139,74 @@ class Annotate(Section):
 
 
 class Pairs(Section):
-    rule: Literal["max_min", "max_random", "all_margin"] = "max_min"
-    length_penalty: NonNegative = 0.0
-    """Subtracted from the reward per unit of length before ranking (paper Eq. 9: 0.001 per character)."""
+    rule: Literal["max_min", "max_random", "max_low_sigma", "top_k", "all_margin"] = "max_min"
+    """Best against: worst; a random one of the rest; the one just below mean - 2 sigma. top_k: i-th best against i-th worst.
+    all_margin: every two answers that differ by min_margin."""
+    k: Positive | None = None
+    """Pairs a prompt that top_k makes at most; for that rule only."""
+    length_penalty: NonNegative | Literal["auto"] = 0.0
+    """Subtracted from the reward per unit of length before ranking (paper Eq. 9: 0.001 per character); auto: what makes
+    chosen and rejected answers equally long on average, written to the statistics."""
     length_unit: Literal["characters", "tokens"] = "characters"
     min_margin: NonNegative = 0.0
     truncated: Literal["keep", "drop", "penalise"] = "keep"
     """What to do with answers cut at max_tokens."""
 
+    @model_validator(mode="after")
+    def _k_with_top_k(self) -> "Pairs":
+        if (self.rule == "top_k") != (self.k is not None):
+            raise ValueError("rule top_k needs k, the pairs a prompt, and no other rule takes it; set both or neither")
+        return self
+
 
 class Reference(Section):
-    policy: Literal["initial", "previous"] = "initial"
-    """`initial` is pi_0 in every iteration (paper section 3.3); `previous` is the last iterate (released code)."""
+    policy: Literal["initial", "previous", "every_k"] = "initial"
+    """`initial` is pi_0 in every iteration (paper section 3.3); `previous` is the last iterate (released code); `every_k` is
+    the iterate of every k-th iteration, kept until the next."""
+    k: Positive | None = None
+    """Iterations that an every_k reference stays; 1 would be `previous`."""
+
+    @model_validator(mode="after")
+    def _k_with_every_k(self) -> "Reference":
+        if (self.policy == "every_k") != (self.k is not None):
+            raise ValueError("policy every_k needs k, the iterations between refreshes, and no other takes one; set both or none")
+        return self
 
 
 class DPO(Training):
     loss: str = "sigmoid"
-    """A loss of trl's DPOTrainer."""
+    """A loss of trl's DPOTrainer (sigmoid, hinge, ipo, ...), one of ours (simpo, rdpo, dpo_nll, sppo, inpo, rebel, wpo), or
+    one that a package declares (`harness.losses`)."""
     beta: float = Field(0.1, gt=0)
+    """Multiplies the log-ratio to the reference; 1 / eta in the papers of sppo (there 0.001) and rebel, eta in inpo's (0.005)."""
     label_smoothing: float = Field(0.0, ge=0, lt=0.5)
+    simpo_gamma: NonNegative | None = None
+    """simpo: the margin that is asked for; 1.375 unless set (beta 2.5 x 0.55)."""
+    rdpo_alpha: NonNegative | None = None
+    """rdpo: reward taken off per token of length; it has no default."""
+    nll_weight: NonNegative | None = None
+    """dpo_nll: weight of the chosen answer's mean negative log-likelihood; 1 unless set."""
+    inpo_ratio: Fraction | None = None
+    """inpo: tau / eta, the reference's share of the anchor against the last iterate's; 1/3 unless set."""
+    loss_options: dict[str, Any] = {}
+    """Options of a loss that another package declares."""
+    held_out_pairs: int = Field(256, ge=0)
+    """At most so many held-out pairs on which the implicit reward is measured after each epoch; 0 leaves it out."""
     data: Literal["current", "all"] = "current"
     """Pairs of this iteration only (released code), or of all iterations so far (paper Algorithm 2)."""
     start: Literal["previous", "initial"] = "previous"
     """Continue from the last iterate, or from pi_0 each time."""
+
+    @model_validator(mode="after")
+    def _loss_takes_its_keys(self) -> "DPO":
+        dpo_losses(self.loss, self.label_smoothing)
+        self.resolved_options()
+        return self
+
+    def resolved_options(self) -> dict[str, Any]:
+        """What the loss runs with, its defaults filled in. Raises RecipeError (a ValueError) for a key it does not use."""
+        given = {key: value for key in LOSS_KEYS if (value := getattr(self, key)) is not None}
+        return loss_options(self.loss, given, self.loss_options)
 
 
 class Benchmark(Section):
@@ -167,6 +217,15 @@ class Benchmark(Section):
     """A seeded sample of so many questions; never ranked with full runs."""
     max_tokens: Positive | None = None
     """Overrides the official limit; recorded in the evaluation's identity."""
+    samples: Positive | None = None
+    """Answers per question, where one is official; pass@10 needs 10 or more. Recorded."""
+    temperature: NonNegative | None = None
+    """Overrides the official temperature of every question; recorded."""
+    chat_template: bool | None = None
+    """TruthfulQA, gsm8k, mmlu and arc_challenge only, whose official prompts are plain text (false): true makes TruthfulQA's one
+    user turn, and turns of worked examples of the others; recorded."""
+    shots: int | None = Field(None, ge=0)
+    """Worked examples before each question (gsm8k 8, mmlu 5, arc_challenge 25, as in the paper, unless set); recorded."""
 
 
 class Price(Section):
@@ -176,27 +235,72 @@ class Price(Section):
     output: NonNegative
 
 
+class Endpoint(Section):
+    """One of several replicas that serve the judge's model."""
+
+    base_url: str
+    api_key_env: str | None = None
+    """Default: the judge's own; "" for an endpoint without keys."""
+
+
 class Judge(Section):
-    kind: Literal["reward_model", "openai"] = "reward_model"
+    kind: Literal["reward_model", "openai", "serve"] = "reward_model"
     role: Literal["gold_reward", "reward"] = "gold_reward"
     """Which reward model of the run judges, when kind is reward_model."""
     max_length: Positive = 4096
     """Tokens that a reward model reads; longer conversations are cut at the left."""
     dtype: Literal["auto", "bfloat16", "float32"] = "auto"
     """Of a reward model; auto is float32. bfloat16 moves a reward by about 0.1; recorded in the judge's identity."""
+    serve: str | None = None
+    """A checkpoint directory or hub id that vLLM's own server serves on this machine as the judge; makes the kind serve."""
+    revision: str | None = None
+    """Hub commit of the served judge."""
+    max_model_len: Positive | None = None
+    """Context of the served judge, in tokens; None is the model's own."""
     model: str | None = None
     """Model name at the endpoint, when kind is openai."""
     base_url: str | None = None
+    """Of an OpenAI-compatible service (default: OpenAI's); part of the judge's identity."""
+    endpoints: list[Endpoint] = []
+    """Replicas that share the calls; base_url (default: the first one's) then only names the service."""
     api_key_env: str = "OPENAI_API_KEY"
+    """Environment variable with the key; "" for a service without keys."""
+    temperature: NonNegative | Literal["omit"] | None = None
+    """Instead of the benchmark's own; `omit` for models that take none. Recorded in the judge's identity."""
+    max_tokens: Positive | None = None
+    """A lower limit on the judge's replies than the benchmark's own. Recorded in the judge's identity."""
     alpaca_eval_annotator: Literal["weighted_alpaca_eval_gpt4_turbo"] = "weighted_alpaca_eval_gpt4_turbo"
     """AlpacaEval's judge configuration: another moved the same model from 31.3 to 37.2 (paper Remark 1)."""
+    transport: Literal["online", "batch"] = "online"
+    """`batch`: OpenAI's batch files, at half the price, within a day."""
     concurrency: Positive = 16
+    requests_per_minute: Positive | None = None
+    tokens_per_minute: Positive | None = None
+    """Limits of each endpoint; tokens of prompt and reply together."""
+    max_tokens_name: Literal["auto", "max_tokens", "max_completion_tokens"] = "auto"
+    """Name of the reply's limit; auto turns to the second when a model refuses the first."""
     price: Price | None = None
+    """None takes it from HARNESS_HOME/prices.yaml or the shipped table."""
+    max_usd: NonNegative | None = None
+    """Dollars that the run may spend on its judge, over all stages and attempts; needs a price."""
+    on_failure: Literal["stop", "continue"] = "stop"
+    """When the judge stops answering: end the run, or train on, leave those evaluations partial and say so at the end."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _served(cls, values: Any) -> Any:
+        if isinstance(values, dict) and values.get("serve") and values.get("kind") in (None, "reward_model"):
+            return values | {"kind": "serve"}
+        return values
 
     @model_validator(mode="after")
     def _complete(self) -> "Judge":
         if self.kind == "openai" and not self.model:
             raise ValueError("a judge of kind openai needs `model`, e.g. gpt-4-1106-preview")
+        if (self.kind == "serve") != bool(self.serve):
+            raise ValueError("a judge of kind serve needs `serve`, a checkpoint directory or hub id, and no other kind takes it")
+        if self.transport == "batch" and self.endpoints:
+            raise ValueError("batch files go to one endpoint; leave `endpoints` out or set transport: online")
         return self
 
 
@@ -206,6 +310,8 @@ class Evaluate(Section):
     engine: Literal["vllm", "transformers"] = "vllm"
     max_model_len: Positive = 8192
     dtype: Literal["auto", "bfloat16", "float32"] = "auto"
+    likelihood_engine: Literal["transformers", "vllm"] = "transformers"
+    """What gives log-probabilities of given answers; recorded."""
     system_prompt: str | None = None
     held_out_reward: bool = True
     """Also answer the run's held-out prompts and score them with its reward models."""
@@ -223,7 +329,15 @@ class Evaluate(Section):
 
 class Hook(Section):
     name: str
+    """keep_best, early_stop, over_optimisation, budget, or one that a package declares (`harness.hooks`)."""
     options: dict[str, Any] = {}
+    """keep_best: metric; early_stop: metric, patience; over_optimisation: watch, action; budget: gpu_hours, dollars,
+    dollars_per_gpu_hour."""
+
+    @model_validator(mode="after")
+    def _makes_a_hook(self) -> "Hook":
+        make_hook(self.name, **self.options)
+        return self
 
 
 class Recipe(Section):
@@ -244,6 +358,15 @@ class Recipe(Section):
     dpo: DPO
     evaluate: Evaluate
     hooks: list[Hook] = [Hook(name="keep_best")]
+
+    @model_validator(mode="after")
+    def _loss_fits_reference(self) -> "Recipe":
+        loss = find_loss(self.dpo.loss)
+        if loss is not None and loss.on_policy and self.reference.policy != "previous":
+            raise ValueError(
+                f"dpo.loss {self.dpo.loss} takes the log-ratio to the policy that answered; set reference.policy: previous"
+            )
+        return self
 
     @model_validator(mode="after")
     def _coherent(self) -> "Recipe":

@@ -90,8 +90,9 @@ def stage_done(registry: Registry, run_id: int, node: Node, artifact: Artifact, 
         values["finished_at"] = now()
     stage_id = stage_row(registry, run_id, node, **values)
     with registry.write() as session:
-        kind = "gpu_seconds" if manifest.get("accelerator") else "cpu_seconds"
-        cost = {"scope": "stage", "scope_key": node.key, "kind": kind, "amount": manifest["seconds"], "micro_dollars": 0}
+        gpus = manifest.get("gpus", 0)
+        kind, amount = ("gpu_seconds", gpus * manifest["seconds"]) if gpus else ("cpu_seconds", manifest["seconds"])
+        cost = {"scope": "stage", "scope_key": node.key, "kind": kind, "amount": amount, "micro_dollars": 0}
         insert_ignore(session, models.Cost, [cost], ["scope", "scope_key", "kind"])
     return stage_id
 

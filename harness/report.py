@@ -76,10 +76,11 @@ def _cells(shown: Board, line: Ranked) -> list[Text]:
         if cell is None:
             cells.append(Text(f.ABSENT, style="dim"))
         elif cell.value is None:
-            cells.append(Text(f"withheld\n{cell.n_failed} failed", style="yellow"))
+            cells.append(Text(f"withheld{f.FLAG if cell.flags else ''}\n{cell.n_failed} failed", style="yellow"))
         else:
             letter = shown.letter(cell)
-            value = (f"{f.number(name, cell.value)}{f' ({letter})' if letter else ''}", "bold")
+            flag = f.FLAG if cell.flags else ""
+            value = (f"{f.number(name, cell.value)}{f' ({letter})' if letter else ''}{flag}", "bold")
             cells.append(Text.assemble(value, "\n", (f.interval(cell), "dim")))
     return [*cells, Text(f"{f.count(line.row.answer_tokens)}\n{f.duration(line.row.seconds)}")]
 

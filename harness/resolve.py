@@ -32,6 +32,7 @@ def resolve(recipe: Recipe) -> Inputs:
         benchmarks=resolve_benchmarks(recipe.evaluate),
         reward=_reward(recipe.reward.checkpoint),
         gold_reward=_reward(recipe.gold_reward.checkpoint) if recipe.gold_reward else None,
+        judge=resolve_judge(recipe.evaluate),
     )
 
 
@@ -83,6 +84,12 @@ def resolve_checkpoint(source: str, revision: str | None = None) -> Ref:
     return Ref(path=str(folder), fingerprint=checkpoint_fingerprint(folder))
 
 
+def resolve_judge(evaluate: Evaluate) -> Ref | None:
+    """The checkpoint that is served as the judge; None for a judge of another kind. Raises as `resolve_checkpoint`."""
+    judge = evaluate.judge
+    return resolve_checkpoint(judge.serve, judge.revision) if judge.serve else None
+
+
 def _base(model: Model) -> Ref | None:
     """None for a packaged base model, whose package is checked to be installed."""
     if not model.source.startswith("package:"):
@@ -106,7 +113,7 @@ def _benchmark(benchmark: Benchmark) -> BenchmarkInput:
     from evals.benchmark import BENCHMARKS
 
     if benchmark.name not in BENCHMARKS:
-        known = sorted(set(BENCHMARKS) - {"held_out_reward"})
+        known = sorted(name for name in BENCHMARKS if name != "held_out_reward" and not name.startswith("judge_agreement_"))
         raise RecipeError(
             f"Benchmark {benchmark.name!r} is not known{nearest(benchmark.name, known)}; use one of {', '.join(known)}."
         )
@@ -120,9 +127,28 @@ def _benchmark(benchmark: Benchmark) -> BenchmarkInput:
         "variant": benchmark.variant,
         "version": f"{variant}@{tree_sha256({asset: file.sha256 for asset, file in located.items()})[:12]}",
         "limit": benchmark.limit,
-        "decoding": {"max_tokens": benchmark.max_tokens} if benchmark.max_tokens and made.kind == "generation" else {},
+        "decoding": _decoding(benchmark, made.kind),
     }
+    if benchmark.shots is not None:
+        if made.kind != "lm_eval":
+            raise RecipeError(f"{made.name} shows no worked examples; remove `shots` from it.")
+        settings["shots"] = benchmark.shots
     return BenchmarkInput(made.name, made.kind, made.verdict, settings, {asset: _ref(file) for asset, file in located.items()})
+
+
+def _decoding(benchmark: Benchmark, kind: str) -> dict[str, Any]:
+    """What the recipe changes of the official decoding. Raises RecipeError where nothing is sampled."""
+    sampling = {"n": benchmark.samples, "temperature": benchmark.temperature}
+    given = {name: value for name, value in sampling.items() if value is not None}
+    if given and kind != "generation":
+        raise RecipeError(f"{benchmark.name} draws no samples; remove `samples` and `temperature` from it.")
+    if (benchmark.samples or 1) > 1 and benchmark.temperature == 0:
+        raise RecipeError(
+            f"{benchmark.samples} samples of {benchmark.name} at temperature 0 are equal; set a temperature above 0."
+        )
+    if benchmark.max_tokens and kind != "likelihood":
+        given["max_tokens"] = benchmark.max_tokens
+    return given
 
 
 def _ref(located: Located) -> Ref:

@@ -19,10 +19,8 @@ from harness.data import benchmark_files
 _SUFFIXES = (".json", ".jsonl", ".json.gz", ".jsonl.gz", ".csv")
 
 
-def rescore(
-    name: str, paths: Sequence[Path], given: Mapping[str, str | None]
-) -> tuple[SavedFormat, list[SavedEvaluation], list[str]]:
-    """(format, evaluations, notes on the data used) of saved judgments or samples.
+def rescore(name: str, paths: Sequence[Path], given: Mapping[str, str | None]) -> tuple[list[SavedEvaluation], list[str]]:
+    """(evaluations, notes on the data used) of saved judgments or samples.
 
     `given` holds the options of all formats, None where the user said nothing. Raises RecipeError for an option that
     this format does not have, MissingInput for what cannot be read.
@@ -30,7 +28,7 @@ def rescore(
     made = get_format(name)
     options = chosen_options(made, given)
     files, notes = asset_files(made)
-    return made, made.read(expand(paths), options, files), notes
+    return made.read(expand(paths), options, files), notes
 
 
 def chosen_options(made: SavedFormat, given: Mapping[str, str | None]) -> dict[str, str]:
@@ -83,13 +81,14 @@ def expand(paths: Sequence[Path]) -> list[Path]:
     return found
 
 
-def as_json(made: SavedFormat, evaluations: Sequence[SavedEvaluation], notes: Sequence[str]) -> dict[str, Any]:
-    """What `harness rescore --json` prints."""
+def as_json(name: str, evaluations: Sequence[SavedEvaluation], notes: Sequence[str]) -> dict[str, Any]:
+    """What `harness rescore NAME --json` prints."""
     return {
-        "benchmark": made.benchmark,
+        "benchmark": name,
         "results": [
             {
                 "model": evaluation.model,
+                "benchmark": evaluation.benchmark or name,
                 "judge": evaluation.judge,
                 "metrics": {row.metric: metric_fields(row) for row in evaluation.scores},
                 "statistics": dict(evaluation.statistics),
@@ -115,9 +114,9 @@ def metric_fields(row: ScoreRow) -> dict[str, Any]:
     }
 
 
-def as_table(made: SavedFormat, evaluations: Sequence[SavedEvaluation]) -> Table:
+def as_table(name: str, evaluations: Sequence[SavedEvaluation]) -> Table:
     """One line per model and metric."""
-    table = Table(box=None, pad_edge=False, header_style="bold", title=f"{made.benchmark}", title_justify="left")
+    table = Table(box=None, pad_edge=False, header_style="bold", title=name, title_justify="left")
     table.add_column("model", overflow="fold")
     table.add_column("metric", no_wrap=True)
     for column in ("value", "95 % interval", "stderr", "n", "failed"):

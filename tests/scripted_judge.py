@@ -6,6 +6,7 @@
 `script(request, number) -> Reply`: `request` is the JSON body, `number` counts requests from 0.
 """
 
+import contextlib
 import json
 import threading
 import time
@@ -25,7 +26,14 @@ class Scripted:
     delay: float = 0.0
 
 
-def says(text: str, top_logprobs: dict[str, float] | None = None, tokens: tuple[int, int] = (100, 10)) -> Scripted:
+def says(
+    text: str,
+    top_logprobs: dict[str, float] | None = None,
+    tokens: tuple[int, int] = (100, 10),
+    finish_reason: str = "stop",
+    refusal: str | None = None,
+    model: str = "scripted",
+) -> Scripted:
     """A chat completion with that text, and log-probabilities for its first token where given."""
     logprobs = None
     if top_logprobs is not None:
@@ -34,15 +42,24 @@ def says(text: str, top_logprobs: dict[str, float] | None = None, tokens: tuple[
             "content": [{"token": text[:1], "logprob": top[0]["logprob"], "bytes": None, "top_logprobs": top}],
             "refusal": None,
         }
-    choice = {"index": 0, "finish_reason": "stop", "logprobs": logprobs, "message": {"role": "assistant", "content": text}}
+    message = {"role": "assistant", "content": text, "refusal": refusal}
+    choice = {"index": 0, "finish_reason": finish_reason, "logprobs": logprobs, "message": message}
     usage = {"prompt_tokens": tokens[0], "completion_tokens": tokens[1], "total_tokens": sum(tokens)}
-    body = {"id": "x", "object": "chat.completion", "created": 0, "model": "scripted", "choices": [choice], "usage": usage}
+    body = {"id": "x", "object": "chat.completion", "created": 0, "model": model, "choices": [choice], "usage": usage}
     return Scripted(body=body)
 
 
-def fails(status: int, message: str = "scripted failure", code: str | None = None, **headers: str) -> Scripted:
+def billed(reply: Scripted) -> tuple[int, int]:
+    """(prompt tokens, completion tokens) that the client can know of from a reply: none of one that came too late or cut."""
+    usage = reply.body.get("usage") if isinstance(reply.body, dict) and reply.status == 200 and reply.delay < 0.5 else None
+    return (usage["prompt_tokens"], usage["completion_tokens"]) if usage else (0, 0)
+
+
+def fails(
+    status: int, message: str = "scripted failure", code: str | None = None, param: str | None = None, **headers: str
+) -> Scripted:
     """An error in OpenAI's form."""
-    error = {"error": {"message": message, "type": "scripted", "param": None, "code": code}}
+    error = {"error": {"message": message, "type": "scripted", "param": param, "code": code}}
     return Scripted(status, error, {name.replace("_", "-"): value for name, value in headers.items()})
 
 
@@ -80,7 +97,11 @@ class ScriptedJudgeServer:
                 ).items():
                     self.send_header(name, value)
                 self.end_headers()
-                self.wfile.write(data)
+                # A client that no longer waits, or one that is promised more than it gets.
+                with contextlib.suppress(BrokenPipeError, ConnectionResetError):
+                    self.wfile.write(data)
+                if "Content-Length" in reply.headers:
+                    self.close_connection = True
 
             def log_message(self, *arguments: Any) -> None:
                 return

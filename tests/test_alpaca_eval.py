@@ -9,10 +9,13 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
-from evals.alpaca_eval import AlpacaEval, is_switched, judge_template, preference_from_logprobs, summarise
+from core.errors import MissingInput
+from evals.alpaca_eval import AlpacaEval, is_switched, judge_template, preference_from_logprobs
+from evals.alpaca_eval_metrics import summarise
 from evals.benchmark import read_jsonl
 from evals.judge import Reply, Task, fill
-from evals.length_control import length_controlled, read_difficulty, read_gamed, stable_folds
+from evals.length_control import LAYOUTS, fold_layout, length_controlled, read_difficulty, read_gamed
+from evals.length_control_bootstrap import length_controlled_interval
 from evals.records import Verdict
 
 
@@ -96,31 +99,78 @@ def test_length_controlled_win_rate_at_the_published_strength(annotations, expec
     assert compared > 30
 
 
-# The published numbers come from two kinds of machine, so no single layout of folds reaches all of them.
-@pytest.mark.parametrize(("layout", "most", "close"), [("stable", 0.155, 20), ("introsort", 0.15, 30), ("avx512", 0.15, 26)])
-def test_length_controlled_win_rate_with_the_search(annotations, expected, data, layout, most, close):
+@pytest.fixture(scope="module")
+def searched(annotations, expected, data):
+    """layout -> model -> (|length-controlled win rate - published|, strength chosen, strength of the published one)."""
     folder = data / "alpaca_eval"
     gamed = read_gamed(folder / "df_gamed_reconstructed.csv.gz")
     difficulty = read_difficulty(folder / "instruction_difficulty_recovered.csv")
-    layouts = np.load(folder / "groupkfold5_assignments.npz")
-    gaps = []
+    found = {layout: {} for layout in LAYOUTS}
     for model, row in annotations.items():
         if not expected[model]["length_controlled_winrate"] or model == "gpt4_1106_preview":
             continue  # the baseline against itself is 50 by definition
         preferences, baseline, answer = kept(row)
         probability = np.where(preferences == 0, 1.5, preferences) - 1
         n = len(probability)
-        folds = layouts[f"{layout}_{len(gamed.length) + n}"]
-        fit = length_controlled(probability, baseline, answer, difficulty[:n], gamed, folds=folds)
-        gaps.append(abs(fit.win_rate - float(expected[model]["length_controlled_winrate"])))
+        published = float(expected[model]["length_controlled_winrate"])
+        for layout in LAYOUTS:
+            folds = fold_layout(layout, len(gamed.length) + n)
+            fit = length_controlled(probability, baseline, answer, difficulty[:n], gamed, folds=folds)
+            found[layout][model] = abs(fit.win_rate - published), fit.strength, float(expected[model]["C_published"])
+    return found
+
+
+# The published numbers come from two kinds of machine, so no single layout of folds reaches all of them. `stable` is 0.1517
+# off for one model, gpt4_gamed, whose cross-validated scores at the two strengths in question differ by 4e-6.
+@pytest.mark.parametrize(("layout", "most", "close"), [("stable", 0.152, 20), ("introsort", 0.135, 30), ("avx512", 0.103, 26)])
+def test_length_controlled_win_rate_with_the_search(searched, layout, most, close):
+    gaps = [gap for gap, _, _ in searched[layout].values()]
+    assert len(gaps) == 36
     assert max(gaps) <= most
     assert sum(gap <= 0.05 for gap in gaps) >= close
 
 
-def test_stable_folds_are_those_of_a_stable_group_k_fold(data):
+def test_every_gap_is_a_neighbouring_strength_and_some_layout_is_close(searched):
+    for layout in LAYOUTS:
+        for model, (gap, chosen, published) in searched[layout].items():
+            assert gap <= 1e-4 or chosen != pytest.approx(published), (layout, model)
+    best = {model: min(searched[layout][model][0] for layout in LAYOUTS) for model in searched["stable"]}
+    assert max(best.values()) <= 0.085
+    assert sum(gap <= 1e-4 for gap in best.values()) >= 29
+
+
+def test_fold_layouts_are_those_of_the_machines(data):
     stored = np.load(data / "alpaca_eval" / "groupkfold5_assignments.npz")
-    for n in (2412, 2415):
-        assert (stable_folds(n) == stored[f"stable_{n}"]).all()
+    for n in (2412, 2413, 2414, 2415):
+        for layout in LAYOUTS:
+            assert (fold_layout(layout, n) == stored[f"{layout}_{n}"]).all()
+    with pytest.raises(MissingInput, match="no avx512 folds for 100 rows"):
+        fold_layout("avx512", 100)
+
+
+def test_interval_is_that_of_liblinear_refits(annotations, data):
+    """The refits solved at once against liblinear on the same kind of resamples."""
+    folder = data / "alpaca_eval"
+    gamed = read_gamed(folder / "df_gamed_reconstructed.csv.gz")
+    difficulty = read_difficulty(folder / "instruction_difficulty_recovered.csv")
+    preferences, baseline, answer = kept(annotations["claude-2"])
+    y = np.where(preferences == 0, 1.5, preferences) - 1
+    fit = length_controlled(y, baseline, answer, difficulty, gamed)
+    low, high, error = length_controlled_interval(fit, y, baseline, answer, difficulty, gamed, resamples=400)
+    generator, draws = np.random.default_rng(1), []
+    for _ in range(150):
+        i = generator.integers(0, len(y), len(y))
+        draws.append(length_controlled(y[i], baseline[i], answer[i], difficulty[i], gamed, fit.strength).win_rate)
+    assert error == pytest.approx(np.std(draws), rel=0.2)
+    assert low < fit.win_rate < high
+    assert (low, high) == pytest.approx(np.percentile(draws, [2.5, 97.5]), abs=1.0)
+
+
+def test_refits_that_all_agree_claim_nothing():
+    lengths = np.arange(100.0)
+    half = np.full(100, 0.5)
+    fit = length_controlled(half, lengths, lengths[::-1], np.zeros(100), None)
+    assert length_controlled_interval(fit, half, lengths, lengths[::-1], np.zeros(100), None) == (None, None, None)
 
 
 def test_length_control_takes_the_length_effect_out():
@@ -251,4 +301,4 @@ def test_full_annotations_reproduce_through_scores(data):
         published = next(row for row in csv.DictReader(handle) if row["model"] == "alpaca-7b")
     assert rows["win_rate"].value == pytest.approx(float(published["win_rate"]), abs=1e-6)
     assert rows["avg_length"].value == int(published["avg_length"])
-    assert rows["wins"].value == int(published["n_wins"])
+    assert rows["n_wins"].value == int(published["n_wins"])

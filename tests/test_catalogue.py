@@ -169,6 +169,9 @@ def test_a_cut_gzip_file_is_refused(home: Path, add_entry) -> None:
     assert verify(["lighthouse"])[0]["state"] == "differs"
 
 
+_HUMAN_EVAL = ("HumanEval", "HumanEvalPlus")
+
+
 def test_what_is_missing_names_the_command(home: Path) -> None:
     with pytest.raises(MissingInput, match="run `harness data fetch human_eval`, or set HARNESS_DATA"):
         locate("human_eval")
@@ -180,7 +183,8 @@ def test_what_is_missing_names_the_command(home: Path) -> None:
         locate("hh_rlhf_harmles_test")
     with pytest.raises(RecipeError, match="set variant to"):
         benchmark_files("mt_bench", "weekly")
-    assert verify(["human_eval"]) == [{"name": "human_eval", "file": "human_eval/HumanEval.jsonl.gz", "state": "missing"}]
+    missing = [{"name": "human_eval", "file": f"human_eval/{file}.jsonl.gz", "state": "missing"} for file in _HUMAN_EVAL]
+    assert verify(["human_eval"]) == missing
 
 
 def test_status_says_where_each_set_is(home: Path, add_entry) -> None:

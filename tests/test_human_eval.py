@@ -11,10 +11,11 @@ from hypothesis import strategies as st
 
 from core.errors import SandboxUnavailable
 from core.fingerprint import checkpoint_fingerprint
-from db.models import Answer, Judge, Judgment, Score
+from db.models import Answer, Evaluation, Judge, Judgment, Score
 from evals import records, sandbox
+from evals.code_benchmark import pass_at_k
 from evals.extraction import extract
-from evals.human_eval import HumanEval, instruct, packaged_problems, pass_at_k
+from evals.human_eval import HumanEval, HumanEvalPrefill, instruct, packaged_problems
 from evals.statistics import wilson
 
 PROMPT = 'import math\n\ndef area(r):\n    """Area of a circle."""\n'
@@ -79,6 +80,11 @@ def test_scores_carry_wilson_intervals_and_bound_failures():
     ten = benchmark.scores({"a": [1.0] * 5 + [0.0] * 5, "b": [0.0] * 10})
     assert [r.metric for r in ten] == ["pass@1", "pass@10"]
     assert [r.value for r in ten] == pytest.approx([25.0, 50.0])
+    assert all("bootstrap" in r.method and r.low <= r.value <= r.high for r in ten)
+    assert [r.stderr for r in ten] == pytest.approx([25.0, 50.0]), "of two tasks: half the distance"
+    assert row.stderr == pytest.approx(100 * (90 / 164 * 74 / 164 / 163) ** 0.5)
+    both = benchmark.scores({"a": [1.0, 0.0]}, {"a": [0.0, 0.0]})
+    assert [(r.metric, r.value, r.headline) for r in both] == [("pass@1", 50.0, True), ("plus_pass@1", 0.0, False)]
 
 
 def test_starter_solutions_pass_and_an_empty_function_does_not(starter: Path, contained):
@@ -133,6 +139,31 @@ def test_honest_subclasses_of_plain_values_pass(contained):
     assert sandbox.run_program(HumanEval().program(question, answer)[0]).passed
 
 
+def test_a_prefilled_answer_is_the_continuation_of_the_prompt(starter: Path, tiny_llama: Path, contained):
+    benchmark = HumanEvalPrefill()
+    question = benchmark.load({"problems": starter / "human_eval.jsonl"})[0]
+    *_, user, assistant = benchmark.messages(question, [])
+    assert (user["role"], assistant["role"]) == ("user", "assistant")
+    assert assistant["content"].endswith(question.data["prompt"].rstrip() + "\n") and "```python" in assistant["content"]
+    body = question.data["canonical_solution"]
+    for answer in (body, f"{body}```\nThis works because ...", f"{body}\r\n```\n```python\nraise SystemExit\n```"):
+        program, found = benchmark.program(question, answer)
+        assert found.rule == "continued" and sandbox.run_program(program).passed
+    assert benchmark.answer_settings({}, {"engine": "vllm"})["prompt"] == "instruct-prefill-1"
+
+
+def test_the_policy_continues_a_turn_that_the_benchmark_began(tiny_llama: Path):
+    from evals.answer import Policy
+
+    settings = {"system_prompt": None, "max_model_len": 512, "engine": "transformers", "dtype": "float32", "seed": 0}
+    policy = Policy(tiny_llama, settings, {"batch_size": 1})
+    asked = [{"role": "user", "content": "Say it."}]
+    open_text, open_ids = policy.prompt(asked)
+    text, ids = policy.prompt([*asked, {"role": "assistant", "content": "def f(x):\n"}])
+    assert text == open_text + "def f(x):\n" and text.count("<|im_end|>") == 1
+    assert ids[: len(open_ids)] == open_ids and policy.tokenizer.decode(ids) == text
+
+
 def test_the_prompt_holds_the_problem_in_a_fence():
     turn = instruct("def f(x):\n    pass\n")
     assert "```python\ndef f(x):\n    pass\n```" in turn
@@ -162,7 +193,9 @@ def test_the_package_s_problems_are_the_official_ones(data: Path):
     assert HumanEval().load({"problems": packaged}) == HumanEval().load({"problems": data / "human_eval" / "HumanEval.jsonl.gz"})
 
 
-def test_the_execute_stage_judges_stored_answers_once(registry, starter: Path, tiny_llama: Path, run_stage, contained):
+def test_the_execute_stage_judges_stored_answers_once(
+    registry, starter: Path, tiny_llama: Path, run_stage, contained, tmp_path: Path
+):
     benchmark = HumanEval()
     entry = {
         "name": "human_eval",
@@ -200,3 +233,28 @@ def test_the_execute_stage_judges_stored_answers_once(registry, starter: Path, t
     assert again.metrics["samples"] == 0 and again.metrics["reused"] == 8
     with registry.read() as session:
         assert {j.question_id: j.created_at for j in session.query(Judgment)} == {n: j.created_at for n, j in judged.items()}
+    added = questions[1].data
+    rows = [{"task_id": added["task_id"], "entry_point": added["entry_point"], "prompt": "", "atol": 0}]
+    rows[0] |= {
+        "canonical_solution": f"def {added['entry_point']}(*a):\n    return 'never'",
+        "base_input": [],
+        "plus_input": [[7, 3]],
+    }
+    plus = tmp_path / "plus.jsonl"
+    plus.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    home = {"HARNESS_HOME": str(tmp_path / "home")}
+    third = run_stage(
+        "evals.execute", "execute-plus", settings, inputs | {"data/human_eval/plus": plus}, registry=registry.url, env=home
+    )
+    assert third.metrics["samples"] == 8, "added tests make another judge"
+    with registry.read() as session:
+        key = third.metrics["evaluations"][0]
+        scores = session.query(Score).join(Evaluation).where(Evaluation.key == key)
+        assert {s.metric: (s.value, s.n, s.headline) for s in scores} == {
+            "pass@1": (50.0, 8, True),
+            "plus_pass@1": (0.0, 1, False),
+        }
+        stored = (
+            session.query(Judgment).join(Evaluation).where(Evaluation.key == key, Judgment.question_id == added["task_id"]).one()
+        )
+        assert stored.value == 1.0 and stored.raw["plus"]["status"] == "failed" and "never" in stored.raw["plus"]["detail"]

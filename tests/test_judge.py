@@ -10,9 +10,10 @@ import pytest
 from core.errors import JudgeError, MissingInput
 from evals.alpaca_eval import AlpacaEval, is_switched
 from evals.arena_hard import ArenaHard
+from evals.endpoint import retry_after
 from evals.judge import Task, fill
 from evals.mt_bench import MTBench
-from evals.openai_judge import OpenAIJudge, retry_after
+from evals.openai_judge import OpenAIJudge
 from evals.reward_judge import RewardModelJudge, sigmoid
 from tests.scripted_judge import Scripted, ScriptedJudgeServer, fails, says
 
@@ -174,7 +175,8 @@ def test_no_key_is_known_before_anything_is_sent(monkeypatch):
     monkeypatch.delenv("TEST_JUDGE_KEY")
     with pytest.raises(JudgeError, match="environment variable TEST_JUDGE_KEY"):
         OpenAIJudge({"model": "scripted", "api_key_env": "TEST_JUDGE_KEY"})
-    assert OpenAIJudge({"model": "local", "base_url": "http://localhost:1/v1", "api_key_env": ""}).key == "none"
+    local = OpenAIJudge({"model": "local", "base_url": "http://localhost:1/v1", "api_key_env": ""})
+    assert [address.key for address in local.addresses] == ["none"]
 
 
 def test_identity_holds_what_changes_verdicts_and_nothing_else():

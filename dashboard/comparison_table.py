@@ -1,0 +1,46 @@
+"""The table of a paired comparison, for the page and the exported site."""
+
+from dashboard import format as f
+from dashboard import markup
+from dashboard.markup import Column, Markup
+from evals.comparison import Comparison
+from evals.paired import Compared
+
+_COLOURS = {"IMPROVED": "good", "REGRESSED": "bad", "UNDERPOWERED": "warn", "NO EVIDENCE": "absent"}
+EXPLAINED = (
+    "Mean difference over the questions that both answered, in the benchmark's unit; p by sign flips, adjusted over the "
+    "benchmarks (Holm). Smallest visible: the true difference that this test would show with probability 0.8."
+)
+
+
+def comparison_table(found: Compared) -> Markup:
+    """One line per benchmark; what cannot be compared, and why, below."""
+    columns = [Column("Benchmark"), Column("Verdict")]
+    columns += [Column(name, numeric=True) for name in ("Difference", "p", "Smallest visible", "n", "Better / equal / worse")]
+    table = markup.plain_table("Paired differences", columns, [_line(one) for one in found.comparisons])
+    apart = (markup.heading(f"{f.benchmark_label(name)} is not compared", why) for name, why in found.apart.items())
+    return Markup((table if found.comparisons else "") + "".join(apart))
+
+
+def signed(value: float) -> str:
+    """Two decimals with the sign that a difference needs."""
+    text = f.decimal(value, 2)
+    return f"+{text}" if value > 0 and text.strip("0.") else text
+
+
+def _line(one: Comparison) -> list[object]:
+    d = one.difference
+    ends = "" if d.low is None or d.high is None else f"[{signed(d.low)}, {signed(d.high)}]"
+    difference = Markup(f'<span class="v">{signed(d.value)}</span><span class="i">{ends}</span>')
+    verdict = Markup(f'<span class="{_COLOURS[one.verdict]}">{markup.text(one.verdict.lower())}</span>')
+    outcome = Markup(f"{_bar(one)}<small>{one.wins} / {one.ties} / {one.losses}</small>")
+    visible = f.decimal(d.mde, 2)
+    return [f.benchmark_label(one.benchmark), verdict, difference, f.p_value(one.adjusted_p), visible, str(d.n), outcome]
+
+
+def _bar(one: Comparison) -> str:
+    """Shares of questions answered better, equally and worse, as three strokes; the numbers beside it carry the meaning."""
+    total = max(1, one.wins + one.ties + one.losses)
+    parts = (("good", one.wins), ("tie", one.ties), ("bad", one.losses))
+    strokes = "".join(f'<i class="{name}" style="width:{100 * count / total:.1f}%"></i>' for name, count in parts)
+    return f'<span class="split" aria-hidden="true">{strokes}</span>'
