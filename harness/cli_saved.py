@@ -7,7 +7,7 @@ import typer
 
 FORMAT_NAMES = (
     "alpaca_eval, arena_hard, arena_hard_v2, mt_bench, mt_bench_pairwise, human_eval, mbpp, truthful_qa, "
-    "truthful_qa_generation, lm_eval"
+    "truthful_qa_generation, lm_eval, online_rlhf"
 )
 
 Name = Annotated[str, typer.Argument(metavar="BENCHMARK", help=f"One of {FORMAT_NAMES}.")]

@@ -167,7 +167,8 @@ def _answer_set(
     """The answer set of imported answers. Its settings say that the decoding is unknown; its key adds the files' hashes,
     so that two versions of a file are two answer sets that may stand in one comparability group."""
     answers = list(answers)
-    version = data_version(benchmark) if benchmark in BENCHMARKS else "unknown"
+    # Nobody knows which bytes a published score was measured on.
+    version = PUBLISHED if kind == PUBLISHED else data_version(benchmark) if benchmark in BENCHMARKS else "unknown"
     settings = IMPORTED_SETTINGS | {"source": kind}
     questions = {answer.question_id for answer in answers}
     count = len(questions) or max((row.n + row.n_failed for row in scores), default=0)

@@ -105,6 +105,24 @@ def test_a_published_leaderboard_is_marked_and_kept_apart(registry: Registry, da
     assert len(json.loads(run("leaderboard", "--json", "--published", "--db", registry.url))) == count
 
 
+def test_the_papers_own_table_becomes_published_rows_of_each_benchmark(registry: Registry, data: Path):
+    run("import", "online_rlhf", str(data / "online_rlhf_published.json"), "--published", "--db", registry.url)
+    rows = {row["checkpoint"]: row for row in json.loads(run("leaderboard", "--json", "--published", "--db", registry.url))}
+    final = {name: cell["value"] for name, cell in rows["RLHFlow/Llama3-v2-iterative-DPO-iter3"]["scores"].items()}
+    expected = {
+        "alpaca_eval": 31.31,
+        "human_eval": 68.3,
+        "truthful_qa": 64.73,
+        "mmlu": 64.66,
+        "arc_challenge": 65.96,
+        "gsm8k": 85.3,
+    }
+    assert final == pytest.approx(expected)
+    assert len(rows) == 8 and {row["kind"] for row in rows.values()} == {"published"}
+    with pytest.raises(RecipeError, match="harness import online_rlhf FILE --published"):
+        run("rescore", "online_rlhf", str(data / "online_rlhf_published.json"))
+
+
 @pytest.mark.slow
 def test_imported_answers_are_judged_without_their_model(registry: Registry, data: Path, monkeypatch, tmp_path: Path):
     monkeypatch.setenv("OPENAI_API_KEY", "a key")

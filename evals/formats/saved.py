@@ -128,6 +128,7 @@ _FORMATS = {
     "truthful_qa_generation": "evals.formats.truthful_qa:TruthfulQAFormat",
     "mt_bench_pairwise": "evals.formats.mt_bench:MTBenchFormat",
     "lm_eval": "evals.formats.lm_eval:LMEvalFormat",
+    "online_rlhf": "evals.formats.online_rlhf:OnlineRLHFFormat",
 }
 
 FORMATS = tuple(_FORMATS)
