@@ -21,7 +21,7 @@ from evals.alpaca_eval_metrics import LC, LC_NOREG, Judged, coefficients, contro
 from evals.benchmark import Message, Question, ScoreRow, read_jsonl, require_asset, sample
 from evals.judge import Judge, JudgedBenchmark, Key, Prompt, Reading, Reply, Task, fill, split_failed
 from evals.length_control import Fit, read_difficulty, read_gamed
-from evals.records import Verdict
+from evals.verdict import Verdict
 
 ANNOTATOR = "weighted_alpaca_eval_gpt4_turbo"
 OFFICIAL_JUDGE = "gpt-4-1106-preview"

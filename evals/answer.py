@@ -19,16 +19,11 @@ from core.stage import Stage, main
 from db.record import complete_answer_set
 from db.registry import Registry
 from evals import records
-from evals.benchmark import Benchmark, Message, Question, files_of, get_benchmark
+from evals.benchmark import PROMPT_TOO_LONG, Benchmark, Message, Place, Question, files_of, get_benchmark
 from evals.logprobs import encode_text, leading_bos
 
 if TYPE_CHECKING:
     from train.engines import Completion, Sampling
-
-PROMPT_TOO_LONG = "prompt_too_long"
-
-Place = tuple[str, int, int]
-"""(question id, turn from 1, sample from 0)."""
 
 
 @dataclass

@@ -17,9 +17,9 @@ from core.errors import MissingInput
 from evals.arena_scores import MIN_PROMPTS, Game, breakdown, counted, label_counts, points, score_rows, style_battles, style_rows
 from evals.benchmark import Message, Question, ScoreRow, read_jsonl, read_text, require_asset, sample
 from evals.judge import Judge, JudgedBenchmark, Key, Prompt, Reading, Reply, Task, fill, split_failed
-from evals.records import Verdict
 from evals.statistics import mean_interval
 from evals.style_control import Version, text_styles
+from evals.verdict import Verdict
 
 FOLLOW_UPS = 2
 """Further turns that ask for the verdict after a reply without one."""

@@ -22,6 +22,11 @@ from core.fingerprint import digest
 Message = dict[str, str]
 """{"role": "system" | "user" | "assistant", "content": text}."""
 
+Place = tuple[str, int, int]
+"""(question id, turn from 1, sample from 0)."""
+
+PROMPT_TOO_LONG = "prompt_too_long"
+"""Finish reason of an answer that was never begun: its prompt leaves no room in the context."""
 
 MAX_FAILED = 0.01
 """Share of failed items above which a headline is withheld."""

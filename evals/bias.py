@@ -14,8 +14,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from evals.judge import JudgedBenchmark, Key, Task
-from evals.records import Verdict
 from evals.statistics import mean_interval
+from evals.verdict import Verdict
 
 Statistic = dict[str, Any]
 """{"value", "low", "high", "n"}: an estimate with its 95 % interval over the n questions that entered it."""

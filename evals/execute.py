@@ -5,8 +5,7 @@ stored, so that another rule needs no model. The way of containment is part of t
 """
 
 import json
-from collections import defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -15,11 +14,11 @@ from core.stage import Stage, main
 from db.models import Answer
 from db.registry import Registry
 from evals import records, sandbox
-from evals.answer import PROMPT_TOO_LONG, Place
-from evals.benchmark import Question, files_of, get_benchmark
+from evals.benchmark import PROMPT_TOO_LONG, Place, Question, files_of, get_benchmark
 from evals.code_benchmark import CodeBenchmark
-from evals.extraction import EXTRACTION_RULE
-from evals.plus import PlusTask, plus_program, references
+from evals.code_verdicts import by_question, judge_config, plus_value, run_codes, verdict
+from evals.plus import PlusTask
+from evals.verdict import Verdict
 
 
 def run(stage: Stage) -> dict[str, Any]:
@@ -84,12 +83,6 @@ def _execute(stage: Stage, registry: Registry, entry: Mapping[str, Any], mode: s
     }
 
 
-def judge_config(mode: str, timeout: float, plus: bool) -> dict[str, Any]:
-    """What else distinguishes these verdicts: part of the judge's identity."""
-    config = {"mode": mode, "timeout": timeout, "extraction": EXTRACTION_RULE, "tests": sandbox.TESTS}
-    return config | ({"plus": "evalplus"} if plus else {})
-
-
 def judge_answers(
     benchmark: CodeBenchmark,
     questions: Mapping[str, Question],
@@ -98,7 +91,7 @@ def judge_answers(
     mode: str,
     workers: int | None = None,
     plus: Mapping[str, PlusTask] | None = None,
-) -> list[records.Verdict]:
+) -> list[Verdict]:
     """Run each answer's program: 1 passed, 0 failed or timed out, None when it could not be judged.
 
     With `plus` (tasks by question id) the verdict on the added tests is in `raw["plus"]` (see `plus_value`).
@@ -108,61 +101,11 @@ def judge_answers(
     codes = {place: found.code for place, found in extracted.items()}
     outcomes = run_codes(benchmark, questions, codes, timeout, mode, workers, plus)
     verdicts = [
-        records.Verdict(question, None, turn, sample, error=PROMPT_TOO_LONG)
+        Verdict(question, None, turn, sample, error=PROMPT_TOO_LONG)
         for question, turn, sample in answers
         if (question, turn, sample) not in judged
     ]
     return verdicts + [verdict(place, extracted[place].code, extracted[place].rule, *found) for place, found in outcomes.items()]
-
-
-def run_codes(
-    benchmark: CodeBenchmark,
-    questions: Mapping[str, Question],
-    codes: Mapping[Place, str],
-    timeout: float,
-    mode: str,
-    workers: int | None = None,
-    plus: Mapping[str, PlusTask] | None = None,
-) -> dict[Place, tuple[sandbox.Outcome, sandbox.Outcome | None]]:
-    """{place: (outcome of the benchmark's own tests, of the added ones)} of whole solutions.
-
-    Where the added tests of `plus` need the benchmark's own to pass first, those that failed are not run again; None where
-    there are no added tests.
-    """
-    programs = [benchmark.tested(questions[place[0]], code) for place, code in codes.items()]
-    outcomes = dict(zip(codes, sandbox.run_many(programs, timeout, mode, workers), strict=True))
-    plus = plus or {}
-    known = references({q: plus[q] for q in {place[0] for place in codes} if q in plus}, mode, workers)
-    due = [p for p, o in outcomes.items() if p[0] in plus and (o.passed or not benchmark.plus_needs_own)]
-    more = {place: plus_program(plus[place[0]], known[place[0]], codes[place]) for place in due}
-    ran = sandbox.run_many([program for program, _ in more.values()], [seconds for _, seconds in more.values()], mode, workers)
-    added = {place: outcome for place, outcome in outcomes.items() if place[0] in plus} | dict(zip(more, ran, strict=True))
-    return {place: (outcome, added.get(place)) for place, outcome in outcomes.items()}
-
-
-def verdict(place: Place, code: str, rule: str, outcome: sandbox.Outcome, added: sandbox.Outcome | None) -> records.Verdict:
-    """What is stored of one sample."""
-    question, turn, sample = place
-    broken = outcome.status == "error"
-    raw = {"code": code, "rule": rule, "status": outcome.status, "detail": outcome.detail, "seconds": round(outcome.seconds, 3)}
-    if added is not None:
-        raw["plus"] = {"status": added.status, "detail": added.detail, "seconds": round(added.seconds, 3)}
-    error = f"sandbox: {outcome.detail}" if broken else None
-    return records.Verdict(question, None if broken else float(outcome.passed), turn, sample, error=error, raw=raw)
-
-
-def plus_value(raw: Mapping[str, Any] | None) -> float | None:
-    """Verdict on the added tests, from what was stored: 1, 0, or None where they were not run or could not be judged."""
-    status = ((raw or {}).get("plus") or {}).get("status", "error")
-    return None if status == "error" else float(status == "passed")
-
-
-def by_question(places: Sequence[Place], values: Mapping[Place, float | None]) -> dict[str, list[float | None]]:
-    """{question id: values of its samples}."""
-    grouped: dict[str, list[float | None]] = defaultdict(list)
-    for place in places:
-        grouped[place[0]].append(values.get(place))
-    return dict(grouped)
 
 
 if __name__ == "__main__":

@@ -10,8 +10,8 @@ from typing import Any
 
 from evals.benchmark import Message, Question, ScoreRow, read_jsonl, require_asset, sample
 from evals.judge import Judge, Key, Task, VerdictBenchmark, split_failed
-from evals.records import Verdict
 from evals.statistics import mean_interval
+from evals.verdict import Verdict
 
 
 class HeldOutReward(VerdictBenchmark):

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from evals.benchmark import Benchmark, Message, Question, ScoreRow
-from evals.records import Verdict
+from evals.verdict import Verdict
 
 Key = tuple[str, int, int, int]
 """(question id, turn, sample, game)."""

@@ -20,7 +20,7 @@ from evals.agreement import Item, agreement, rank_agreement
 from evals.alpaca_eval import ANNOTATOR, AlpacaEval, judge_template, preference_from_logprobs
 from evals.benchmark import Message, Question, ScoreRow, read_jsonl, read_text, require_asset, sample
 from evals.judge import Judge, JudgedBenchmark, Key, Prompt, Reading, Reply, Task, fill
-from evals.records import Verdict
+from evals.verdict import Verdict
 
 BOARD_MODELS = 12
 """Models of the AlpacaEval board whose outputs a live judge is asked about, spread evenly over its ranks."""

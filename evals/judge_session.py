@@ -17,7 +17,7 @@ from evals.judge import JudgedBenchmark, Prompt, Reading, Reply, Task
 from evals.judge_batch import FIRST_POLL, BatchTransport
 from evals.judge_cache import Replies, request_key
 from evals.limits import estimated_tokens, output_limit
-from evals.records import Verdict
+from evals.verdict import Verdict
 
 if TYPE_CHECKING:
     from evals.openai_judge import OpenAIJudge

@@ -21,8 +21,8 @@ from evals.bias import judge_bias
 from evals.judge import Judge, Key, Task, VerdictBenchmark
 from evals.judge_cache import Ledger, spent_by_run
 from evals.openai_judge import OpenAIJudge, ServedJudge
-from evals.records import Verdict
 from evals.reward_judge import HeldOutRewardJudge, RewardModelJudge
+from evals.verdict import Verdict
 
 
 def run(stage: Stage) -> dict[str, Any]:

@@ -16,9 +16,9 @@ from db.models import Evaluation
 from db.record import complete_answer_set
 from db.registry import Registry
 from evals import records
-from evals.answer import PROMPT_TOO_LONG
-from evals.benchmark import Question, ScoreRow, files_of, get_benchmark
+from evals.benchmark import PROMPT_TOO_LONG, Question, ScoreRow, files_of, get_benchmark
 from evals.logprobs import Likelihood, encode_text, leading_bos, make_likelihood
+from evals.verdict import Verdict
 from train.chat import render
 
 JUDGE = "log-probability"
@@ -211,10 +211,10 @@ def question_values(
     return benchmark.values(question, logprobs)
 
 
-def _verdict(headline: str, question: str, values: dict[str, float] | None) -> records.Verdict:
+def _verdict(headline: str, question: str, values: dict[str, float] | None) -> Verdict:
     if values is None:
-        return records.Verdict(question, None, error=PROMPT_TOO_LONG)
-    return records.Verdict(question, values[headline], raw=values)
+        return Verdict(question, None, error=PROMPT_TOO_LONG)
+    return Verdict(question, values[headline], raw=values)
 
 
 if __name__ == "__main__":

@@ -21,12 +21,12 @@ from db.models import Evaluation
 from db.record import complete_answer_set
 from db.registry import Registry
 from evals import records
-from evals.answer import PROMPT_TOO_LONG
-from evals.benchmark import Question, files_of, get_benchmark
+from evals.benchmark import PROMPT_TOO_LONG, Question, files_of, get_benchmark
 from evals.knowledge import KnowledgeBenchmark
 from evals.lm_eval_models import BATCH, make_lm
 from evals.lm_tasks import load_tasks, write_tasks
 from evals.logprobs import leading_bos
+from evals.verdict import Verdict
 
 JUDGE = "lm-eval metrics"
 NOT_FINITE = "not_finite"
@@ -284,11 +284,11 @@ def responses_of(answer: Mapping[str, Any]) -> list[Any] | None:
 
 def _verdict(
     benchmark: KnowledgeBenchmark, question: str, result: Mapping[str, Any] | None, answer: Mapping[str, Any]
-) -> records.Verdict:
+) -> Verdict:
     if result is None:
-        return records.Verdict(question, None, error=answer["finish_reason"])
+        return Verdict(question, None, error=answer["finish_reason"])
     values = benchmark.values(result["metrics"])
-    return records.Verdict(question, values[benchmark.headline], raw=values | {"filtered": result["filtered"]})
+    return Verdict(question, values[benchmark.headline], raw=values | {"filtered": result["filtered"]})
 
 
 def _common(values: Sequence[int]) -> int | None:

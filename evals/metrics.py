@@ -14,8 +14,8 @@ from core.stage import Stage, main
 from db.models import Answer, Evaluation
 from db.registry import Registry
 from evals import records
-from evals.answer import PROMPT_TOO_LONG
-from evals.benchmark import Question, ScoreRow, files_of, get_benchmark
+from evals.benchmark import PROMPT_TOO_LONG, Question, ScoreRow, files_of, get_benchmark
+from evals.verdict import Verdict
 
 JUDGE = "metrics"
 
@@ -92,10 +92,10 @@ def measured(benchmark: MetricsBenchmark, question: Question, answer: Answer) ->
     return None if answer.finish_reason == PROMPT_TOO_LONG else benchmark.measure(question, answer.text)
 
 
-def _verdict(headline: str, question: str, values: dict[str, float] | None) -> records.Verdict:
+def _verdict(headline: str, question: str, values: dict[str, float] | None) -> Verdict:
     if values is None:
-        return records.Verdict(question, None, error=PROMPT_TOO_LONG)
-    return records.Verdict(question, values[headline], raw=values)
+        return Verdict(question, None, error=PROMPT_TOO_LONG)
+    return Verdict(question, values[headline], raw=values)
 
 
 if __name__ == "__main__":

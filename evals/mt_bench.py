@@ -18,8 +18,8 @@ import numpy as np
 
 from evals.benchmark import Message, Question, ScoreRow, read_jsonl, require_asset, sample
 from evals.judge import Judge, JudgedBenchmark, Key, Prompt, Reading, Reply, Task, fill, split_failed
-from evals.records import Verdict
 from evals.statistics import failure_bounds, mean_interval
+from evals.verdict import Verdict
 
 LOWEST, HIGHEST = 1, 10
 NEEDS_REFERENCE = ("math", "reasoning", "coding")

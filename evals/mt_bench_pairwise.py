@@ -22,8 +22,8 @@ from core.errors import MissingInput
 from evals.benchmark import Question, ScoreRow, read_jsonl, require_asset, sample
 from evals.judge import Judge, Key, Prompt, Reading, Reply, Task, fill
 from evals.mt_bench import NEEDS_REFERENCE, PARAMETERS, MTBench, judge_templates
-from evals.records import Verdict
 from evals.statistics import failure_bounds, mean_interval
+from evals.verdict import Verdict
 
 WIN, TIE, LOSS = 1.0, 0.5, 0.0
 _LABELS = ("[[A]]", "[[B]]", "[[C]]")

@@ -21,7 +21,7 @@ from evals.judge_server import JudgeServer
 from evals.judge_session import Session, adjusted, reply_of
 from evals.limits import Budget, estimated_tokens, output_limit
 from evals.prices import FREE, OPENAI_URL, Price, find_price
-from evals.records import Verdict
+from evals.verdict import Verdict
 
 _PROBE = [{"role": "user", "content": "Answer with the single letter m."}]
 

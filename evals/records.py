@@ -5,7 +5,6 @@ again; a failed judgment is replaced by the next attempt, its tokens and money a
 """
 
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -19,32 +18,10 @@ from db.models import Answer, AnswerSet, Checkpoint, Cost, Evaluation, Judge, Ju
 from db.record import insert_ignore, upsert
 from db.registry import Registry
 from evals.benchmark import Benchmark, Question, ScoreRow, answer_set_key
+from evals.verdict import Verdict
 
 ANSWER_KEY = ["answer_set_id", "question_id", "turn", "sample"]
 JUDGMENT_KEY = ["evaluation_id", "question_id", "turn", "sample", "game"]
-
-
-@dataclass(frozen=True)
-class Verdict:
-    """One attempt at one judgment, ready to be stored."""
-
-    question_id: str
-    value: float | None
-    """On the benchmark's own scale, higher is better for the policy; None when the attempt failed."""
-    turn: int = 1
-    sample: int = 0
-    game: int = 1
-    error: str | None = None
-    """Why `value` is None."""
-    raw: dict[str, Any] | None = None
-    """What the judge said, from which `value` can be derived again."""
-    tokens_in: int = 0
-    tokens_out: int = 0
-    micro_dollars: int = 0
-
-    @property
-    def key(self) -> tuple[str, int, int, int]:
-        return self.question_id, self.turn, self.sample, self.game
 
 
 def open_registry(spec: Spec) -> Registry:

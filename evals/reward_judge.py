@@ -13,7 +13,7 @@ from core.fingerprint import digest
 from evals.benchmark import Message
 from evals.held_out_reward import HeldOutReward
 from evals.judge import JudgedBenchmark, Task
-from evals.records import Verdict
+from evals.verdict import Verdict
 
 # Verdicts per commit: what a crash can cost.
 _BATCH = 64

@@ -3,7 +3,7 @@
 import json
 import sys
 import time
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
 from rich.progress import (
@@ -16,8 +16,9 @@ from rich.progress import (
     TimeRemainingColumn,
 )
 
-from core.artifacts import Artifact
-from harness.plan import Node, Plan
+if TYPE_CHECKING:
+    from core.artifacts import Artifact
+    from harness.plan import Node, Plan
 
 PLAIN_SECONDS = 30.0
 
@@ -45,31 +46,31 @@ class Reporter:
         self.console = Console(stderr=False, highlight=False, soft_wrap=True)
         self._last: dict[str, float] = {}
 
-    def plan(self, plan: Plan) -> None:
+    def plan(self, plan: "Plan") -> None:
         self._total = len(plan.nodes)
         self._index = 0
         self.console.print(f"{plan.title}: {self._total} stages")
 
-    def started(self, node: Node) -> None:
+    def started(self, node: "Node") -> None:
         self.console.print(f"  {node.name} ...")
 
-    def progress(self, node: Node, done: int, total: int, unit: str) -> None:
+    def progress(self, node: "Node", done: int, total: int, unit: str) -> None:
         now = time.monotonic()
         if now - self._last.get(node.name, 0.0) >= PLAIN_SECONDS:
             self._last[node.name] = now
             self.console.print(f"  {node.name}: {done}/{total} {unit}")
 
-    def message(self, node: Node, text: str) -> None:
+    def message(self, node: "Node", text: str) -> None:
         self.console.print(f"  {node.name}: {text}", markup=False)
 
-    def done(self, node: Node, artifact: Artifact, reused: bool) -> None:
+    def done(self, node: "Node", artifact: "Artifact", reused: bool) -> None:
         self._index += 1
         seconds = f"{artifact.manifest['seconds']:.0f} s"
         state = "kept" if reused else "done"
         shown = "  ".join(f"{k} {_short(artifact.metrics[k])}" for k in _SHOWN if artifact.metrics.get(k) is not None)
         self.console.print(f"[{self._index}/{self._total}] {node.name:<20} {state:<5} {seconds:>7}  {shown}", markup=False)
 
-    def failed(self, node: Node, error: str) -> None:
+    def failed(self, node: "Node", error: str) -> None:
         self.console.print(f"  {node.name}: failed", markup=False)
 
     def decision(self, iteration: int, decision: Any) -> None:
@@ -101,19 +102,19 @@ class BarReporter(Reporter):
         self._task: Any = None
         self._began = 0.0
 
-    def started(self, node: Node) -> None:
+    def started(self, node: "Node") -> None:
         self._began = time.monotonic()
         self._task = self._bars.add_task(node.name, total=None, unit="", rate="")
 
-    def progress(self, node: Node, done: int, total: int, unit: str) -> None:
+    def progress(self, node: "Node", done: int, total: int, unit: str) -> None:
         rate = done / max(time.monotonic() - self._began, 1e-9)
         self._bars.update(self._task, completed=done, total=total, unit=unit, rate=f"{rate:.1f}/s")
 
-    def done(self, node: Node, artifact: Artifact, reused: bool) -> None:
+    def done(self, node: "Node", artifact: "Artifact", reused: bool) -> None:
         self._drop()
         super().done(node, artifact, reused)
 
-    def failed(self, node: Node, error: str) -> None:
+    def failed(self, node: "Node", error: str) -> None:
         self._drop()
         super().failed(node, error)
 
@@ -133,19 +134,19 @@ class JsonReporter(Reporter):
     def emit(self, event: str, **fields: Any) -> None:
         print(json.dumps({"event": event, "time": round(time.time(), 3), **fields}, ensure_ascii=False), flush=True)
 
-    def plan(self, plan: Plan) -> None:
+    def plan(self, plan: "Plan") -> None:
         self.emit("plan", title=plan.title, stages=[{"name": n.name, "key": n.key} for n in plan.nodes.values()])
 
-    def started(self, node: Node) -> None:
+    def started(self, node: "Node") -> None:
         self.emit("started", stage=node.name, key=node.key)
 
-    def progress(self, node: Node, done: int, total: int, unit: str) -> None:
+    def progress(self, node: "Node", done: int, total: int, unit: str) -> None:
         self.emit("progress", stage=node.name, done=done, total=total, unit=unit)
 
-    def message(self, node: Node, text: str) -> None:
+    def message(self, node: "Node", text: str) -> None:
         self.emit("message", stage=node.name, text=text)
 
-    def done(self, node: Node, artifact: Artifact, reused: bool) -> None:
+    def done(self, node: "Node", artifact: "Artifact", reused: bool) -> None:
         self.emit(
             "done",
             stage=node.name,
@@ -155,7 +156,7 @@ class JsonReporter(Reporter):
             artifact=str(artifact.path),
         )
 
-    def failed(self, node: Node, error: str) -> None:
+    def failed(self, node: "Node", error: str) -> None:
         self.emit("failed", stage=node.name, error=error)
 
     def decision(self, iteration: int, decision: Any) -> None:

@@ -16,7 +16,7 @@ from evals.benchmark import read_jsonl
 from evals.judge import Reply, Task, fill
 from evals.length_control import LAYOUTS, fold_layout, length_controlled, read_difficulty, read_gamed
 from evals.length_control_bootstrap import length_controlled_interval
-from evals.records import Verdict
+from evals.verdict import Verdict
 
 
 @pytest.fixture(scope="module")

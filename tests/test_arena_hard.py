@@ -10,7 +10,7 @@ from evals.arena_hard import ArenaHard, find_label
 from evals.arena_scores import points, score_interval_by_battle
 from evals.benchmark import files_of, read_jsonl
 from evals.judge import Reply, Task
-from evals.records import Verdict
+from evals.verdict import Verdict
 
 PATTERN = r"\[\[([AB<>=]+)\]\]"
 PUBLISHED = {"gpt-4-0613": 37.90, "gpt-3.5-turbo-0125": 23.34}

@@ -7,7 +7,7 @@ import pytest
 from core.errors import MissingInput
 from evals.arena_hard_v2 import CREATIVE, ArenaHardV2, find_label, read_judge_settings
 from evals.judge import Reply, Task
-from evals.records import Verdict
+from evals.verdict import Verdict
 
 PATTERNS = (r"\[\[([AB<>=]+)\]\]", r"\[([AB<>=]+)\]")
 

@@ -12,7 +12,7 @@ from evals.benchmark import Question
 from evals.bias import Game, first_preference, flip_rate, judge_bias, length_slope, longer_preference
 from evals.judge import Task
 from evals.mt_bench import MTBench
-from evals.records import Verdict
+from evals.verdict import Verdict
 
 
 def games(values, first, lengths=(100,), others=(50,)):

@@ -16,7 +16,7 @@ from db.registry import Registry
 from evals.agreement import Item, agreement, choice, kappa, kendall, rank_agreement, spearman
 from evals.benchmark import read_jsonl
 from evals.judge_agreement import LLMBar, PandaLM, spread
-from evals.records import Verdict
+from evals.verdict import Verdict
 from harness import calibration, commands_judge, report
 from tests.scripted_judge import ScriptedJudgeServer, fails, says
 

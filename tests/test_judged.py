@@ -16,6 +16,7 @@ from db import complete_answer_set
 from db.models import AnswerSet, Cost, Evaluation, Judge, Judgment, Score
 from evals import judged, records
 from evals.benchmark import BENCHMARKS
+from evals.verdict import Verdict
 from tests.conftest import ROOT
 from tests.scripted_judge import Scripted, ScriptedJudgeServer, fails, says
 
@@ -187,7 +188,7 @@ def test_a_stored_success_is_never_replaced(registry, open_stage, endpoint):
         judged.run(stage)
     with registry.write() as session:
         row = session.scalars(select(Judgment)).first()
-        records.store_verdicts(session, row.evaluation_id, [records.Verdict(row.question_id, None, error="later failure")])
+        records.store_verdicts(session, row.evaluation_id, [Verdict(row.question_id, None, error="later failure")])
         before = row.id, row.value
     with registry.read() as session:
         kept = session.get_one(Judgment, before[0])

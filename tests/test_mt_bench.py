@@ -11,7 +11,7 @@ import pytest
 from evals.benchmark import read_jsonl
 from evals.judge import Reply, Task
 from evals.mt_bench import OUTSIDE, SECOND_PATTERN, MTBench, find_rating
-from evals.records import Verdict
+from evals.verdict import Verdict
 
 OPENAI = SimpleNamespace(kind="openai", name="gpt-4")
 REWARD = SimpleNamespace(kind="reward_model", name="reward-model:0")

@@ -8,7 +8,7 @@ import pytest
 
 from core.errors import MissingInput, SandboxUnavailable
 from evals import plus, sandbox
-from evals.execute import run_codes
+from evals.code_verdicts import run_codes
 from evals.human_eval import HumanEval
 from evals.mbpp import MBPP
 from evals.plus import mbpp_inputs, plus_program, read_plus, references

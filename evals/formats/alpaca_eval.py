@@ -22,7 +22,7 @@ from evals.alpaca_eval_metrics import LC, LC_NOREG, Judged, coefficients, contro
 from evals.benchmark import ScoreRow, read_jsonl, read_text
 from evals.formats.saved import PublishedScore, SavedAnswer, SavedEvaluation, SavedOutputs, Stored, read_rows, write_text
 from evals.length_control import read_difficulty, read_gamed
-from evals.records import Verdict
+from evals.verdict import Verdict
 
 OFFICIAL_SET = "alpaca_eval/eval_set_and_baseline_outputs.jsonl.gz"
 OFFICIAL_BASELINE = "gpt4_1106_preview"

@@ -22,8 +22,8 @@ from evals.benchmark import ScoreRow, read_text
 from evals.formats.arena_hard_tables import read_leaderboards
 from evals.formats.arena_hard_write import write_answers, write_judgments
 from evals.formats.saved import PublishedScore, SavedAnswer, SavedEvaluation, SavedOutputs, Stored, read_rows
-from evals.records import Verdict
 from evals.style_control import FEATURES, TOKENIZER_FIX, Version, flat_style, markdown_counts, token_counter
+from evals.verdict import Verdict
 
 V01_BASELINE = "gpt-4-0314"
 STYLE_CONTROL = ("none", "all", "length", "markdown")

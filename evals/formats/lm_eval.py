@@ -16,9 +16,9 @@ from typing import Any
 from core.errors import MissingInput, RecipeError
 from evals.benchmark import Question, ScoreRow, get_benchmark, read_text
 from evals.formats.saved import PublishedScore, SavedAnswer, SavedEvaluation, SavedOutputs, Stored, read_rows
-from evals.records import Verdict
 from evals.scoring import percentage
 from evals.statistics import standard_error, wilson
+from evals.verdict import Verdict
 
 JUDGE = "metrics"
 _NAME = re.compile(r"^(samples|results)_(?:(?P<task>.+)_)?(?P<date>\d{4}-\d\d-\d\dT[\d.-]+)\.jsonl?(?:\.gz)?$")

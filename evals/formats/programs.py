@@ -20,7 +20,7 @@ from core.errors import MissingInput, RecipeError
 from evals import sandbox
 from evals.benchmark import Question, ScoreRow
 from evals.code_benchmark import CodeBenchmark
-from evals.execute import by_question, judge_config, plus_value, run_codes, verdict
+from evals.code_verdicts import by_question, judge_config, plus_value, run_codes, verdict
 from evals.extraction import Extracted
 from evals.formats.saved import SavedAnswer, SavedEvaluation, SavedOutputs, Stored, read_rows, write_text
 from evals.human_eval import HumanEval, packaged_problems

@@ -16,7 +16,7 @@ from typing import Any, Protocol
 
 from core.errors import MissingInput, RecipeError
 from evals.benchmark import ScoreRow, read_text
-from evals.records import Verdict
+from evals.verdict import Verdict
 
 
 @dataclass(frozen=True)
