@@ -79,7 +79,7 @@ def test_a_users_mistake_under_torchrun_is_one_sentence_in_the_events(dpo_inputs
     command, environment = launch_command("train.dpo", spec, settings, resources)
     assert subprocess.run(command, cwd=ROOT, env=os.environ | environment, capture_output=True).returncode != 0
     (error,) = read_events(events, "error")
-    assert error["kind"] == "RecipeError" and "choose one of sigmoid" in error["text"]
+    assert error["kind"] == "RecipeError" and "use one of sigmoid" in error["text"]
 
 
 def test_plain_data_parallel_training_on_two_ranks_agrees_too(dpo_inputs, run_stage, tmp_path):
