@@ -111,7 +111,8 @@ def _stored(
     """(stored answers, keys of the judgments made by this judge) of one policy and benchmark."""
     if registry is None or policy is None:
         return {}, set()
-    key = answer_set_key(policy, benchmark.name, entry["version"], benchmark.answer_settings(entry, node.settings))
+    settings = benchmark.answer_settings(entry, node.settings)
+    key = entry.get("answer_set") or answer_set_key(policy, benchmark.name, entry["version"], settings)
     judge_key = records.judge_key(judge.name, judge.kind, judge.config(benchmark, files), judge.fingerprint)
     with registry.read() as session:
         found = session.scalar(select(models.AnswerSet).where(models.AnswerSet.key == key))
