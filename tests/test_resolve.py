@@ -12,6 +12,7 @@ import pytest
 
 from core.errors import MissingInput, RecipeError, UnsafeCheckpoint
 from core.fingerprint import checkpoint_fingerprint
+from harness.commands import benchmark_entries
 from harness.plan import build_plan
 from harness.recipe import DataSource, Evaluate, Model
 from harness.recipe_file import load_recipe
@@ -293,3 +294,23 @@ def test_a_hub_that_does_not_give_it_names_the_ways_out(hub: FileServer, tmp_pat
     assert offline.stderr.startswith("MissingInput: ") and "unset HF_HUB_OFFLINE, or give a local directory" in offline.stderr
     hub.close()
     assert "check the network" in ask(hub, tmp_path).stderr
+
+
+def test_samples_and_temperature_reach_the_answers_identity_and_fit_only_where_answers_are_written() -> None:
+    given = {"name": "human_eval", "variant": "starter", "samples": 10, "temperature": 0.8, "max_tokens": 64}
+    (found,) = resolve_benchmarks(Evaluate.model_validate({"benchmarks": [given]}))
+    assert found.settings["decoding"] == {"n": 10, "temperature": 0.8, "max_tokens": 64}
+    for wrong, message in (
+        ({"name": "truthful_qa", "variant": "starter", "samples": 2}, "truthful_qa draws no samples"),
+        (given | {"temperature": 0.0}, "10 samples of human_eval at temperature 0 are equal"),
+        (given | {"shots": 3}, "human_eval shows no worked examples"),
+    ):
+        with pytest.raises(RecipeError, match=message):
+            resolve_benchmarks(Evaluate.model_validate({"benchmarks": [wrong]}))
+
+
+def test_an_option_of_eval_goes_to_the_benchmarks_that_it_means_something_to() -> None:
+    entries = benchmark_entries(["human_eval", "gsm8k"], {"limit": 5}, {"samples": 3, "shots": 4, "chat_template": None})
+    assert entries == [{"name": "human_eval", "limit": 5, "samples": 3}, {"name": "gsm8k", "limit": 5, "shots": 4}]
+    with pytest.raises(RecipeError, match="--chat-template means nothing to human_eval"):
+        benchmark_entries(["human_eval"], {}, {"chat_template": True})
