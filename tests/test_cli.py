@@ -8,6 +8,10 @@ import sys
 from pathlib import Path
 
 import pytest
+import typer
+from typer.testing import CliRunner
+
+from harness.cli import app
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -44,9 +48,25 @@ def test_help_imports_nothing_heavy(harness) -> None:
     assert result.returncode == 0, result.stderr
 
 
-@pytest.mark.parametrize("command", ["train-and-eval", "eval", "leaderboard", "status", "dashboard", "doctor", "data", "db"])
-def test_every_command_has_help(harness, command: str) -> None:
-    result = harness(command, "--help")
+def test_every_command_has_help() -> None:
+    """Every command and subcommand prints its help, with an example where it does something."""
+    found = {" ".join(path): command for path, command in _commands(typer.main.get_command(app))}
+    assert {"train-and-eval", "eval", "compare", "rescore", "import", "export", "judge calibrate", "rejudge"} <= set(found)
+    for path, command in found.items():
+        result = CliRunner().invoke(app, [*path.split(), "--help"])
+        assert result.exit_code == 0 and "Usage:" in result.stdout, path
+        assert hasattr(command, "commands") or "harness " in result.stdout, f"{path} has no example"
+
+
+def _commands(group, path: tuple[str, ...] = ()):
+    for name, command in group.commands.items():
+        yield (*path, name), command
+        if hasattr(command, "commands"):
+            yield from _commands(command, (*path, name))
+
+
+def test_a_command_s_help_is_printed_by_the_program(harness) -> None:
+    result = harness("rescore", "--help")
     assert result.returncode == 0 and "Usage:" in result.stdout
 
 
