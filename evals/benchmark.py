@@ -157,13 +157,12 @@ def answer_set_key(checkpoint: str, benchmark: str, version: str, settings: Mapp
 def files_of(benchmark: Benchmark, variant: str, inputs: Mapping[str, Path]) -> dict[str, Path]:
     """The files of a benchmark among a stage's inputs, `{asset: path}`; what exists of the optional ones included.
 
-    Raises RecipeError for an unknown variant, MissingInput for an absent file.
+    A variant that the benchmark does not know is one of the user's own catalogue, e.g. with another baseline: it needs what
+    the official one does. Raises MissingInput for an absent file.
     """
-    if variant not in benchmark.assets:
-        raise RecipeError(f"Benchmark {benchmark.name} has no variant {variant!r}; use one of {', '.join(benchmark.assets)}.")
     prefix = f"data/{benchmark.name}/"
     files = {name.removeprefix(prefix): Path(path) for name, path in inputs.items() if name.startswith(prefix)}
-    for asset in benchmark.assets[variant]:
+    for asset in benchmark.assets.get(variant) or benchmark.assets["official"]:
         require_asset(files, asset, benchmark.name)
     return files
 

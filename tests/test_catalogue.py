@@ -12,9 +12,12 @@ import pytest
 import yaml
 
 from core.errors import HashMismatch, MissingInput, RecipeError
+from evals.benchmark import files_of, get_benchmark
 from harness.catalogue import PACKAGE, load_catalogue
 from harness.data import benchmark_files, content_sha256, fetch, locate, status, verify
 from harness.hub_data import read_lock
+from harness.recipe import Evaluate
+from harness.resolve import resolve_benchmarks
 from harness.transforms import alpaca_eval_rows, compress, tulu_rows
 from tests.file_server import FileServer
 
@@ -404,3 +407,21 @@ def test_a_hub_that_cannot_be_asked_is_one_sentence(home: Path, hub: FileServer,
     hub.close()
     with pytest.raises(MissingInput, match="unset HF_HUB_OFFLINE"):
         fetch(["pairs"], print)
+
+
+def test_a_variant_with_a_baseline_of_one_s_own_is_named_in_the_version(home: Path, add_entry) -> None:
+    rows = [{"instruction": f"Question {i}", "output": f"An answer {i}", "generator": "my-baseline"} for i in range(3)]
+    (home / "data").mkdir(exist_ok=True)
+    content = json.dumps(rows).encode()
+    (home / "data" / "mine.json").write_bytes(content)
+    files = [{"asset": "questions", "path": "mine.json", "sha256": sha(content)}]
+    add_entry("mine_alpaca_eval", kind="questions", benchmark="alpaca_eval", variant="against-mine", files=files)
+    given = {"name": "alpaca_eval", "variant": "against-mine"}
+    (found,) = resolve_benchmarks(Evaluate.model_validate({"benchmarks": [given]}))
+    assert found.settings["version"].startswith("against-mine@")
+    inputs = {f"data/alpaca_eval/{asset}": Path(ref.path) for asset, ref in found.files.items()}
+    benchmark = get_benchmark("alpaca_eval")
+    questions = benchmark.load(files_of(benchmark, "against-mine", inputs))
+    assert [q.data["generator"] for q in questions] == ["my-baseline"] * 3
+    with pytest.raises(RecipeError, match="set variant to .*against-mine"):
+        benchmark_files("alpaca_eval", "another")
