@@ -65,7 +65,7 @@ def render() -> str:
     lines = [
         "# Every key of a recipe",
         "",
-        "Made from `harness/recipe.py` by `python scripts/recipe_docs.py`. Set any of them with `--set path.to.key=value`;",
+        "Made from `harness/recipe/` by `python scripts/recipe_docs.py`. Set any of them with `--set path.to.key=value`;",
         "items of lists by index: `--set generate.arms.0.n=8`.",
     ]
     for path, model in sections(Recipe):

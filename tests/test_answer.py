@@ -16,7 +16,7 @@ from evals.answer import Policy, Work, answer_turn
 from evals.benchmark import Benchmark, Question
 
 ROOT = Path(__file__).resolve().parent.parent
-ENGINE = {"engine": "transformers", "system_prompt": None, "max_model_len": 256, "dtype": "float32", "seed": 3}
+ENGINE = {"engine": "transformers", "system_prompt": None, "max_model_len": 512, "dtype": "float32", "seed": 3}
 
 
 def entry(**fields) -> dict:

@@ -1,0 +1,111 @@
+"""Nodes of a plan and how they get their keys."""
+
+from dataclasses import dataclass, field
+from typing import Any
+
+from core.fingerprint import digest
+from harness.recipe import Evaluate
+
+# Raised when a program's result changes for the same settings and inputs.
+VERSIONS = {
+    "train.convert": 1,
+    "train.data": 1,
+    "train.sft": 1,
+    "train.reward": 1,
+    "train.generate": 1,
+    "train.annotate": 1,
+    "train.pairs": 2,  # win rates, length gaps
+    "train.heldout": 1,
+    "train.reference": 1,
+    "train.dpo": 2,  # kl_first, held-out accuracy
+    "evals.answer": 1,
+    "evals.likelihood": 2,
+    "evals.lm_eval_stage": 1,
+    "evals.execute": 2,  # tests apart from the code, added tests
+    "evals.metrics": 1,
+    "evals.judged": 2,  # intervals, metric names, statistics, replies by content
+}
+
+
+@dataclass(frozen=True)
+class Ref:
+    """An input: either a path with a known fingerprint, or (a part of) another stage's artifact."""
+
+    stage: str | None = None
+    part: str = ""
+    path: str | None = None
+    fingerprint: str | None = None
+
+
+@dataclass(frozen=True)
+class Node:
+    """One stage to run."""
+
+    name: str
+    """Unique in the run: `dpo[2]`, `answer[iter-2]`."""
+    program: str
+    settings: dict[str, Any]
+    inputs: dict[str, Ref]
+    key: str
+    iteration: int | None = None
+    resources: dict[str, Any] = field(default_factory=dict)
+    registry: bool = False
+    """Whether the stage writes to the registry (evaluation stages)."""
+
+    @property
+    def stage(self) -> str:
+        """Prefix of the artifact's directory: the program's own name."""
+        return self.program.split(".")[-1]
+
+
+@dataclass(frozen=True)
+class BenchmarkInput:
+    """A benchmark with its located files."""
+
+    name: str
+    kind: str
+    verdict: str
+    settings: dict[str, Any]
+    files: dict[str, Ref]
+
+
+@dataclass(frozen=True)
+class Inputs:
+    """What the recipe's names stand for on this machine, resolved and hashed beforehand."""
+
+    base: Ref | None
+    """None: the base comes out of a package through the convert stage."""
+    sources: list[tuple[dict[str, Any], list[Ref]]]
+    """Settings of each data source (name, reader, use, limit) and its files."""
+    benchmarks: list[BenchmarkInput]
+    reward: Ref | None = None
+    gold_reward: Ref | None = None
+    """Reward models that the recipe names as checkpoints."""
+    judge: Ref | None = None
+    """The checkpoint that the recipe has served as its judge."""
+
+
+class Plan:
+    """Stages in the order in which they run; later ones refer to earlier ones by name."""
+
+    def __init__(self, title: str, evaluate: Evaluate, seed: int, inputs: Inputs):
+        self.title = title
+        self.evaluate = evaluate
+        self.seed = seed
+        self.inputs = inputs
+        self.nodes: dict[str, Node] = {}
+        self.policies: dict[str, Ref] = {}
+        """label (`base`, `sft`, `iter-1`, ...) -> checkpoint."""
+
+    def add(self, name: str, program: str, settings: dict[str, Any], inputs: dict[str, Ref], **fields: Any) -> Ref:
+        identities = {
+            n: r.fingerprint if r.stage is None else digest([self.nodes[r.stage].key, r.part]) for n, r in inputs.items()
+        }
+        key = digest({"program": program, "version": VERSIONS[program], "settings": settings, "inputs": identities})
+        self.nodes[name] = Node(name, program, settings, inputs, key, **fields)
+        return Ref(stage=name)
+
+
+def threads_of(threads: int | None) -> dict[str, Any]:
+    """CPU threads of an engine; left out, the engine takes what it finds."""
+    return {} if threads is None else {"threads": threads}

@@ -1,0 +1,63 @@
+"""Base checkpoint, data, SFT and the reward models of a run."""
+
+from typing import Any
+
+from harness.plan.nodes import Plan, Ref
+from harness.recipe import LOSS_KEYS, Recipe, Training
+
+_RESOURCES = ("micro_batch_size", "num_processes", "save_steps")
+
+
+def training_settings(section: Training, seed: int) -> tuple[dict[str, Any], dict[str, Any]]:
+    """(settings, resources) of a training section."""
+    values = section.model_dump(mode="json", exclude={"enabled", "checkpoint", "start", "data", "held_out_pairs", *LOSS_KEYS})
+    resources = {k: values.pop(k) for k in _RESOURCES}
+    return values | {"seed": seed}, resources
+
+
+def add_preparation(plan: Plan, recipe: Recipe) -> None:
+    """Base checkpoint, data, SFT and the reward models."""
+    inputs = plan.inputs
+    if inputs.base is None:
+        package = recipe.base.source.removeprefix("package:")
+        settings = {"package": package, "file": "SmolLM2-135M-Instruct.Q4_1.gguf"}
+        plan.policies["base"] = Ref(stage=plan.add("convert", "train.convert", settings, {}).stage, part="checkpoint")
+    else:
+        plan.policies["base"] = inputs.base
+
+    files = {f"source/{s['name']}/{i}": ref for s, refs in inputs.sources for i, ref in enumerate(refs)}
+    sources = [s | {"files": [f"source/{s['name']}/{i}" for i in range(len(refs))]} for s, refs in inputs.sources]
+    questions = {f"questions/{b.name}": b.files[next(iter(b.files))] for b in inputs.benchmarks}
+    data = recipe.data
+    splits = {
+        "gold_fraction": data.gold_fraction if recipe.gold_reward else 0.0,
+        "heldout_pairs": data.heldout_pairs,
+        "heldout_prompts": data.heldout_prompts,
+        "sft_from": "chosen",
+    }
+    settings = {"sources": sources, "splits": splits, "seed": recipe.seed, "decontaminate": data.decontaminate}
+    data_ref = plan.add("data", "train.data", settings, files | questions)
+
+    if recipe.sft.enabled:
+        settings, resources = training_settings(recipe.sft, recipe.seed)
+        plan.add("sft", "train.sft", settings, {"policy": plan.policies["base"], "data": data_ref}, resources=resources)
+        plan.policies["sft"] = Ref(stage="sft", part="checkpoint")
+    plan.policies["iter-0"] = plan.policies.get("sft", plan.policies["base"])
+    if recipe.dpo.held_out_pairs:
+        settings = {"limit": recipe.dpo.held_out_pairs}
+        plan.add("heldout", "train.heldout", settings, {"policy": plan.policies["iter-0"], "data": data_ref})
+
+    for name, section, given in (
+        ("reward", recipe.reward, inputs.reward),
+        ("gold_reward", recipe.gold_reward, inputs.gold_reward),
+    ):
+        if section is None:
+            continue
+        if given is not None:
+            plan.policies[name] = given
+            continue
+        settings, resources = training_settings(section, recipe.seed)
+        settings["file"] = "reward_train.jsonl" if name == "reward" else "gold_train.jsonl"
+        start = plan.policies["base"] if section.start == "base" else plan.policies["iter-0"]
+        plan.add(name, "train.reward", settings, {"policy": start, "data": data_ref}, resources=resources)
+        plan.policies[name] = Ref(stage=name, part="checkpoint")

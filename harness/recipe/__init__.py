@@ -1,0 +1,99 @@
+"""The typed recipe: everything that decides what a run does.
+
+Unknown keys and bad values are refused all at once, each with its file and line. `Recipe.hash` identifies the
+content: the same whatever the file is called or how its keys are ordered.
+"""
+
+from typing import Any
+
+from pydantic import Field, model_validator
+
+from core.fingerprint import digest
+from harness.recipe.data import Data, DataSource
+from harness.recipe.dpo import DPO, LOSS_KEYS, Reference
+from harness.recipe.evaluation import Benchmark, Endpoint, Evaluate, Judge, Price
+from harness.recipe.online import Annotate, Arm, Generate, Pairs
+from harness.recipe.sections import Model, Positive, Section
+from harness.recipe.training import SFT, Reward, Training
+from train.hooks import make_hook
+from train.losses import find_loss
+
+__all__ = [
+    "DPO",
+    "LOSS_KEYS",
+    "SFT",
+    "Annotate",
+    "Arm",
+    "Benchmark",
+    "Data",
+    "DataSource",
+    "Endpoint",
+    "Evaluate",
+    "Generate",
+    "Hook",
+    "Judge",
+    "Model",
+    "Pairs",
+    "Price",
+    "Recipe",
+    "Reference",
+    "Reward",
+    "Section",
+    "Training",
+]
+
+
+class Hook(Section):
+    name: str
+    """keep_best, early_stop, over_optimisation, budget, or one that a package declares (`harness.hooks`)."""
+    options: dict[str, Any] = {}
+    """keep_best: metric; early_stop: metric, patience; over_optimisation: watch, action; budget: gpu_hours, dollars,
+    dollars_per_gpu_hour."""
+
+    @model_validator(mode="after")
+    def _makes_a_hook(self) -> "Hook":
+        make_hook(self.name, **self.options)
+        return self
+
+
+class Recipe(Section):
+    name: str = Field(pattern=r"^[a-z0-9][a-z0-9._-]*$")
+    description: str = ""
+    seed: int = Field(42, ge=0)
+    iterations: Positive
+    base: Model
+    data: Data
+    sft: SFT
+    reward: Reward
+    gold_reward: Reward | None = None
+    """A second reward model on pairs the first never saw: the judge of over-optimisation."""
+    generate: Generate
+    annotate: Annotate = Annotate()
+    pairs: Pairs = Pairs()
+    reference: Reference = Reference()
+    dpo: DPO
+    evaluate: Evaluate
+    hooks: list[Hook] = [Hook(name="keep_best")]
+
+    @model_validator(mode="after")
+    def _loss_fits_reference(self) -> "Recipe":
+        loss = find_loss(self.dpo.loss)
+        if loss is not None and loss.on_policy and self.reference.policy != "previous":
+            raise ValueError(
+                f"dpo.loss {self.dpo.loss} takes the log-ratio to the policy that answered; set reference.policy: previous"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _coherent(self) -> "Recipe":
+        judge = self.evaluate.judge
+        if judge.kind == "reward_model" and judge.role == "gold_reward" and self.gold_reward is None:
+            raise ValueError(
+                "evaluate.judge.role is gold_reward but the recipe has no gold_reward section; add one or set role: reward"
+            )
+        return self
+
+    @property
+    def hash(self) -> str:
+        """sha256 (hex) of the validated content."""
+        return digest(self.model_dump(mode="json"))
