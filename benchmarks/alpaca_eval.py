@@ -25,9 +25,9 @@ from unittest import mock
 import numpy as np
 
 from core.paths import data_mirror
-from evals.alpaca_eval_metrics import summarise
+from evals.chat.alpaca_eval_metrics import summarise
+from evals.chat.length_control import length_controlled, read_difficulty, read_gamed
 from evals.formats.saved import get_format, read_rows
-from evals.length_control import length_controlled, read_difficulty, read_gamed
 
 
 def timed(score: Callable[[], float], repeats: int) -> tuple[float, float]:

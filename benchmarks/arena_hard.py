@@ -17,8 +17,8 @@ from pathlib import Path
 
 import numpy as np
 
-from evals.arena_scores import points
 from evals.benchmark import read_jsonl
+from evals.chat.arena_scores import points
 from evals.statistics import mean_interval
 
 MODEL, BASELINE = "gpt-4-0613", "gpt-4-0314"

@@ -18,7 +18,7 @@ import time
 from pathlib import Path
 
 from evals.benchmark import read_jsonl
-from evals.human_eval import packaged_problems
+from evals.code.human_eval import packaged_problems
 
 
 def seconds(command: list[str]) -> tuple[float, str]:

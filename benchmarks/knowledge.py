@@ -21,7 +21,7 @@ from pathlib import Path
 from core.fingerprint import checkpoint_fingerprint, file_sha256
 from core.stage import Spec
 from evals.benchmark import get_benchmark, read_jsonl
-from evals.lm_tasks import lm_eval_version, write_tasks
+from evals.knowledge.lm_tasks import lm_eval_version, write_tasks
 
 ROOT = Path(__file__).resolve().parent.parent
 FILES = {

@@ -21,8 +21,8 @@ from typing import Any
 from core.errors import MissingInput
 from core.fingerprint import checkpoint_fingerprint, file_sha256
 from core.stage import Spec
-from evals.lm_tasks import LocalTask, lm_eval_version, write_tasks
-from evals.truthful_qa import read_choices
+from evals.knowledge.lm_tasks import LocalTask, lm_eval_version, write_tasks
+from evals.knowledge.truthful_qa import read_choices
 from train.convert import convert, packaged_file
 
 ROOT = Path(__file__).resolve().parent.parent

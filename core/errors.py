@@ -8,7 +8,7 @@
     ├── DiskFull                 (OSError)            not enough space for what comes next
     ├── RunInUse                 (RuntimeError)       another process owns the run
     ├── RegistryError            (RuntimeError)       the registry cannot be used as it is
-    ├── JudgeError               (RuntimeError)       a judge without key, endpoint or answer; its budget reached (evals.limits)
+    ├── JudgeError               (RuntimeError)       a judge without key, endpoint or answer; its budget reached
     ├── SandboxUnavailable       (RuntimeError)       generated code cannot be contained here
     └── StageFailed              (RuntimeError)       a stage process ended with an error
 

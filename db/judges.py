@@ -24,7 +24,7 @@ class Trust:
     agreement: dict[str, Any] | None = None
     """{"value", "low", "high", "n"}: share of items on which it chooses what most people chose."""
     bias: dict[str, dict[str, Any]] = field(default_factory=dict)
-    """metric of `evals.bias` -> {"value", "low", "high", "n", "evaluations"}, pooled."""
+    """metric of `evals.judges.bias` -> {"value", "low", "high", "n", "evaluations"}, pooled."""
 
 
 @dataclass(slots=True)

@@ -20,7 +20,7 @@ from db.record import complete_answer_set
 from db.registry import Registry
 from evals import records
 from evals.benchmark import PROMPT_TOO_LONG, Benchmark, Message, Place, Question, files_of, get_benchmark
-from evals.logprobs import encode_text, leading_bos
+from evals.knowledge.logprobs import encode_text, leading_bos
 
 if TYPE_CHECKING:
     from train.engines import Completion, Sampling

@@ -81,7 +81,7 @@ class Benchmark(ABC):
     """Base of all benchmarks.
 
     A subclass sets the class attributes, implements `load`, and the scoring its verdict needs: judged ones subclass
-    `evals.judge.JudgedBenchmark`; the sandbox and likelihood ones are called by `evals.execute` and `evals.likelihood`.
+    `evals.judges.judge.JudgedBenchmark`; the sandbox and likelihood ones are called by `evals.execute` and `evals.likelihood`.
     """
 
     name: ClassVar[str]
@@ -201,25 +201,25 @@ def read_jsonl(path: Path) -> list[dict[str, Any]]:
 
 
 _BUILT_IN = {
-    "alpaca_eval": "evals.alpaca_eval:AlpacaEval",
-    "arena_hard": "evals.arena_hard:ArenaHard",
-    "arena_hard_v2": "evals.arena_hard_v2:ArenaHardV2",
-    "mt_bench": "evals.mt_bench:MTBench",
-    "mt_bench_pairwise": "evals.mt_bench_pairwise:MTBenchPairwise",
-    "human_eval": "evals.human_eval:HumanEval",
-    "human_eval_prefill": "evals.human_eval:HumanEvalPrefill",
-    "mbpp": "evals.mbpp:MBPP",
-    "truthful_qa": "evals.truthful_qa:TruthfulQA",
-    "truthful_qa_binary": "evals.truthful_qa_binary:TruthfulQABinary",
-    "truthful_qa_generation": "evals.truthful_qa_generation:TruthfulQAGeneration",
-    "gsm8k": "evals.knowledge:GSM8K",
-    "mmlu": "evals.knowledge:MMLU",
-    "arc_challenge": "evals.knowledge:ARCChallenge",
+    "alpaca_eval": "evals.chat.alpaca_eval:AlpacaEval",
+    "arena_hard": "evals.chat.arena_hard:ArenaHard",
+    "arena_hard_v2": "evals.chat.arena_hard_v2:ArenaHardV2",
+    "mt_bench": "evals.chat.mt_bench:MTBench",
+    "mt_bench_pairwise": "evals.chat.mt_bench_pairwise:MTBenchPairwise",
+    "human_eval": "evals.code.human_eval:HumanEval",
+    "human_eval_prefill": "evals.code.human_eval:HumanEvalPrefill",
+    "mbpp": "evals.code.mbpp:MBPP",
+    "truthful_qa": "evals.knowledge.truthful_qa:TruthfulQA",
+    "truthful_qa_binary": "evals.knowledge.truthful_qa_binary:TruthfulQABinary",
+    "truthful_qa_generation": "evals.knowledge.truthful_qa_generation:TruthfulQAGeneration",
+    "gsm8k": "evals.knowledge.tasks:GSM8K",
+    "mmlu": "evals.knowledge.tasks:MMLU",
+    "arc_challenge": "evals.knowledge.tasks:ARCChallenge",
     "held_out_reward": "evals.held_out_reward:HeldOutReward",
     # Their subject is the judge: `harness judge calibrate` runs them, and no checkpoint has a row of them.
-    "judge_agreement_pandalm": "evals.judge_agreement:PandaLM",
-    "judge_agreement_llmbar": "evals.judge_agreement:LLMBar",
-    "judge_agreement_board": "evals.judge_agreement:Board",
+    "judge_agreement_pandalm": "evals.judges.human_agreement:PandaLM",
+    "judge_agreement_llmbar": "evals.judges.human_agreement:LLMBar",
+    "judge_agreement_board": "evals.judges.human_agreement:Board",
 }
 
 

@@ -13,11 +13,12 @@ from core.artifacts import write_durably
 from core.stage import Stage, main
 from db.models import Answer
 from db.registry import Registry
-from evals import records, sandbox
+from evals import records
 from evals.benchmark import PROMPT_TOO_LONG, Place, Question, files_of, get_benchmark
-from evals.code_benchmark import CodeBenchmark
-from evals.code_verdicts import by_question, judge_config, plus_value, run_codes, verdict
-from evals.plus import PlusTask
+from evals.code import sandbox
+from evals.code.code_benchmark import CodeBenchmark
+from evals.code.code_verdicts import by_question, judge_config, plus_value, run_codes, verdict
+from evals.code.plus import PlusTask
 from evals.verdict import Verdict
 
 

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from evals.benchmark import Message, Question, ScoreRow, read_jsonl, require_asset, sample
-from evals.judge import Judge, Key, Task, VerdictBenchmark, split_failed
+from evals.judges.judge import Judge, Key, Task, VerdictBenchmark, split_failed
 from evals.statistics import mean_interval
 from evals.verdict import Verdict
 

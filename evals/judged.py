@@ -15,13 +15,14 @@ from core.errors import JudgeError, MissingInput, RecipeError
 from core.stage import Stage, main
 from db.models import Judgment
 from db.registry import Registry
-from evals import canaries, records
+from evals import records
 from evals.benchmark import MAX_FAILED, files_of, get_benchmark
-from evals.bias import judge_bias
-from evals.judge import Judge, Key, Task, VerdictBenchmark
-from evals.judge_cache import Ledger, spent_by_run
-from evals.openai_judge import OpenAIJudge, ServedJudge
-from evals.reward_judge import HeldOutRewardJudge, RewardModelJudge
+from evals.judges import canaries
+from evals.judges.bias import judge_bias
+from evals.judges.cache import Ledger, spent_by_run
+from evals.judges.judge import Judge, Key, Task, VerdictBenchmark
+from evals.judges.openai_judge import OpenAIJudge, ServedJudge
+from evals.judges.reward_judge import HeldOutRewardJudge, RewardModelJudge
 from evals.verdict import Verdict
 
 

@@ -17,7 +17,7 @@ from db.record import complete_answer_set
 from db.registry import Registry
 from evals import records
 from evals.benchmark import PROMPT_TOO_LONG, Question, ScoreRow, files_of, get_benchmark
-from evals.logprobs import Likelihood, encode_text, leading_bos, make_likelihood
+from evals.knowledge.logprobs import Likelihood, encode_text, leading_bos, make_likelihood
 from evals.verdict import Verdict
 from train.chat import render
 

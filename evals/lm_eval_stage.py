@@ -22,10 +22,10 @@ from db.record import complete_answer_set
 from db.registry import Registry
 from evals import records
 from evals.benchmark import PROMPT_TOO_LONG, Question, files_of, get_benchmark
-from evals.knowledge import KnowledgeBenchmark
-from evals.lm_eval_models import BATCH, make_lm
-from evals.lm_tasks import load_tasks, write_tasks
-from evals.logprobs import leading_bos
+from evals.knowledge.lm_eval_models import BATCH, make_lm
+from evals.knowledge.lm_tasks import load_tasks, write_tasks
+from evals.knowledge.logprobs import leading_bos
+from evals.knowledge.tasks import KnowledgeBenchmark
 from evals.verdict import Verdict
 
 JUDGE = "lm-eval metrics"

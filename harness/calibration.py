@@ -1,6 +1,6 @@
 """`harness judge`: calibrate a judge against people, judge canaries, show what is known of it.
 
-A calibration runs pairs that people have compared (`evals.judge_agreement`) through the same judge stage as every
+A calibration runs pairs that people have compared (`evals.judges.human_agreement`) through the same judge stage as every
 evaluation: resumable, nothing paid for twice. What comes out is kept in the table `calibration`. Saved judges are read from
 the data and cost nothing: they check the arithmetic and give a yardstick.
 """
@@ -19,11 +19,12 @@ from db import Registry, insert_ignore, upsert
 from db.judges import identity
 from db.models import AnswerSet, Calibration, Checkpoint, Evaluation, Run, Score, StageRun, now
 from db.record import complete_answer_set
-from evals import canaries, records
-from evals.agreement import Item, rank_agreement
-from evals.alpaca_eval import ANNOTATOR
+from evals import records
 from evals.benchmark import Question, get_benchmark, read_jsonl
-from evals.judge_agreement import AgreementSet, by_category, saved_board
+from evals.chat.alpaca_eval import ANNOTATOR
+from evals.judges import canaries
+from evals.judges.agreement import Item, rank_agreement
+from evals.judges.human_agreement import AgreementSet, by_category, saved_board
 from harness.console import Reporter
 from harness.data import benchmark_files
 from harness.plan import BenchmarkInput, Inputs, Ref

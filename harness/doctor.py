@@ -86,9 +86,9 @@ def _accelerator() -> Finding:
 
 
 def _sandbox() -> Finding:
-    if importlib.util.find_spec("evals.sandbox") is None:
+    if importlib.util.find_spec("evals.code.sandbox") is None:
         return Finding("sandbox", "warn", "evals is not installed", "pip install -e .")
-    from evals.sandbox import probe
+    from evals.code.sandbox import probe
 
     try:
         return Finding("sandbox", "ok", f"generated code is contained: {probe()}")

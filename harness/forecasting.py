@@ -24,8 +24,8 @@ def forecasts(plan: Plan, db: str | None) -> list[dict[str, Any]]:
     Answers, judgments and replies that the registry holds are taken into account; without a registry there are none.
     Raises what the stage would raise for its judge: a missing key, a budget without a price, absent prompts.
     """
-    from evals.judge import JudgedBenchmark
-    from evals.judge_forecast import forecast
+    from evals.judges.forecast import forecast
+    from evals.judges.judge import JudgedBenchmark
 
     nodes = [node for node in plan.nodes.values() if node.program == PROGRAM and node.settings["judge"]["kind"] in BOUGHT]
     registry: Registry | None = None
@@ -79,7 +79,7 @@ def print_forecasts(rows: list[dict[str, Any]], max_usd: float | None) -> None:
 
 
 def _judge(node: Node) -> Any:
-    from evals.openai_judge import OpenAIJudge, ServedJudge
+    from evals.judges.openai_judge import OpenAIJudge, ServedJudge
 
     settings = node.settings["judge"] | node.resources.get("judge", {})
     if settings["kind"] == "serve":

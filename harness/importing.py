@@ -18,9 +18,10 @@ from core.fingerprint import digest, tree_sha256
 from db import Registry, insert_ignore
 from db.models import AnswerSet, Checkpoint, Judgment
 from db.record import complete_answer_set
-from evals import canaries, records
+from evals import records
 from evals.benchmark import BENCHMARKS, Question, ScoreRow, get_benchmark
 from evals.formats.saved import PublishedScore, SavedAnswer, SavedEvaluation, SavedFormat, SavedOutputs, file_sha256
+from evals.judges import canaries
 from harness.data import benchmark_files
 
 IMPORTED = "imported"

@@ -55,13 +55,13 @@ def check_evaluation(evaluate: Evaluate) -> None:
                     f"The judge {judge.model} needs an API key: export {variable}=..., name another variable with "
                     "--set evaluate.judge.api_key_env=NAME, or judge locally with --set evaluate.judge.kind=reward_model."
                 )
-        from evals.openai_judge import check_budget
+        from evals.judges.openai_judge import check_budget
 
         check_budget(judge.model_dump(mode="json"))
     if judged and judge.kind == "serve":
         require_modules({"openai", "vllm"}, "a judge of kind serve")
     if not evaluate.unsafe_exec and "sandbox" in verdicts:
-        from evals.sandbox import probe
+        from evals.code.sandbox import probe
 
         probe()
 

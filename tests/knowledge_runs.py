@@ -9,7 +9,7 @@ from core.stage import Spec, Stage
 from db.registry import Registry
 from evals import lm_eval_stage
 from evals.benchmark import get_benchmark
-from evals.lm_tasks import FEWSHOT_SEED, write_tasks
+from evals.knowledge.lm_tasks import FEWSHOT_SEED, write_tasks
 
 PATHS = {
     "gsm8k": ("gsm8k/test.jsonl.gz", "gsm8k/train.jsonl.gz"),

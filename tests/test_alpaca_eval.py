@@ -10,12 +10,12 @@ import numpy as np
 import pytest
 
 from core.errors import MissingInput
-from evals.alpaca_eval import AlpacaEval, is_switched, judge_template, preference_from_logprobs
-from evals.alpaca_eval_metrics import summarise
 from evals.benchmark import read_jsonl
-from evals.judge import Reply, Task, fill
-from evals.length_control import LAYOUTS, fold_layout, length_controlled, read_difficulty, read_gamed
-from evals.length_control_bootstrap import length_controlled_interval
+from evals.chat.alpaca_eval import AlpacaEval, is_switched, judge_template, preference_from_logprobs
+from evals.chat.alpaca_eval_metrics import summarise
+from evals.chat.length_control import LAYOUTS, fold_layout, length_controlled, read_difficulty, read_gamed
+from evals.chat.length_control_bootstrap import length_controlled_interval
+from evals.judges.judge import Reply, Task, fill
 from evals.verdict import Verdict
 
 

@@ -16,7 +16,7 @@ from evals.answer import Policy, Work, answer_turn
 from evals.benchmark import Benchmark, Question
 
 ROOT = Path(__file__).resolve().parent.parent
-ENGINE = {"engine": "transformers", "system_prompt": None, "max_model_len": 512, "dtype": "float32", "seed": 3}
+ENGINE = {"engine": "transformers", "system_prompt": None, "max_model_len": 256, "dtype": "float32", "seed": 3}
 
 
 def entry(**fields) -> dict:
@@ -109,7 +109,7 @@ def stored(registry) -> dict[tuple, tuple]:
 def test_the_stage_stores_answers_and_needs_no_engine_once_it_has_them(registry, starter, tiny_llama, tmp_path, run_stage):
     policy = tmp_path / "policy"
     shutil.copytree(tiny_llama, policy)
-    settings = {"benchmarks": [entry()], **ENGINE}
+    settings = {"benchmarks": [entry()], **ENGINE, "max_model_len": 512}
     inputs = {"policy": policy, "data/human_eval/problems": starter / "human_eval.jsonl"}
     first = run_stage(
         "evals.answer", "answer-tiny", settings, inputs, registry=registry.url, resources={"batch": 3, "threads": 1}
@@ -158,7 +158,7 @@ def test_a_killed_stage_goes_on_by_sample(registry, starter, tiny_llama, make_sp
 
 def test_the_module_imports_nothing_heavy():
     code = (
-        "import sys, evals.answer, evals.likelihood, evals.execute, evals.human_eval, evals.truthful_qa;"
+        "import sys, evals.answer, evals.likelihood, evals.execute, evals.code.human_eval, evals.knowledge.truthful_qa;"
         "sys.exit(str({'torch', 'transformers', 'vllm', 'datasets', 'lm_eval'} & set(sys.modules) or 0))"
     )
     ended = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)

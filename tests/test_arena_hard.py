@@ -6,10 +6,10 @@ import numpy as np
 import pytest
 
 from core.errors import MissingInput
-from evals.arena_hard import ArenaHard, find_label
-from evals.arena_scores import points, score_interval_by_battle
 from evals.benchmark import files_of, read_jsonl
-from evals.judge import Reply, Task
+from evals.chat.arena_hard import ArenaHard, find_label
+from evals.chat.arena_scores import points, score_interval_by_battle
+from evals.judges.judge import Reply, Task
 from evals.verdict import Verdict
 
 PATTERN = r"\[\[([AB<>=]+)\]\]"

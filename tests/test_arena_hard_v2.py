@@ -5,8 +5,8 @@ from types import SimpleNamespace
 import pytest
 
 from core.errors import MissingInput
-from evals.arena_hard_v2 import CREATIVE, ArenaHardV2, find_label, read_judge_settings
-from evals.judge import Reply, Task
+from evals.chat.arena_hard_v2 import CREATIVE, ArenaHardV2, find_label, read_judge_settings
+from evals.judges.judge import Reply, Task
 from evals.verdict import Verdict
 
 PATTERNS = (r"\[\[([AB<>=]+)\]\]", r"\[([AB<>=]+)\]")

@@ -6,12 +6,12 @@ import random
 
 import pytest
 
-from evals.alpaca_eval import AlpacaEval, is_switched
-from evals.arena_hard import ArenaHard
 from evals.benchmark import Question
-from evals.bias import Game, first_preference, flip_rate, judge_bias, length_slope, longer_preference
-from evals.judge import Task
-from evals.mt_bench import MTBench
+from evals.chat.alpaca_eval import AlpacaEval, is_switched
+from evals.chat.arena_hard import ArenaHard
+from evals.chat.mt_bench import MTBench
+from evals.judges.bias import Game, first_preference, flip_rate, judge_bias, length_slope, longer_preference
+from evals.judges.judge import Task
 from evals.verdict import Verdict
 
 

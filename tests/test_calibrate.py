@@ -13,9 +13,9 @@ from db.judges import judge_cards
 from db.leaderboard import leaderboard
 from db.models import Calibration, Evaluation, JudgeResponse
 from db.registry import Registry
-from evals.agreement import Item, agreement, choice, kappa, kendall, rank_agreement, spearman
 from evals.benchmark import read_jsonl
-from evals.judge_agreement import LLMBar, PandaLM, spread
+from evals.judges.agreement import Item, agreement, choice, kappa, kendall, rank_agreement, spearman
+from evals.judges.human_agreement import LLMBar, PandaLM, spread
 from evals.verdict import Verdict
 from harness import calibration, commands_judge, report
 from tests.scripted_judge import ScriptedJudgeServer, fails, says

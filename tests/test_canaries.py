@@ -7,7 +7,7 @@ from collections import defaultdict
 import pytest
 
 from evals.benchmark import Question
-from evals.canaries import DESCRIPTIONS, Text, canary_answer, canary_names, flags, signs, texts_of
+from evals.judges.canaries import DESCRIPTIONS, Text, canary_answer, canary_names, flags, signs, texts_of
 
 QUESTIONS = [
     Question(str(i), "", (f"Question number {i}?",), {"baseline": f"A sound answer to question {i}. " * 8}) for i in range(20)

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from core.errors import SandboxUnavailable
-from evals import sandbox
+from evals.code import sandbox
 from tests.escape_corpus import CORPUS
 
 TIMEOUT = 1.0

@@ -10,8 +10,8 @@ from types import SimpleNamespace
 import pytest
 
 from core.errors import MissingInput
-from evals.alpaca_eval import AlpacaEval
 from evals.benchmark import read_jsonl
+from evals.chat.alpaca_eval import AlpacaEval
 from evals.formats.saved import Stored, get_format
 
 FORMAT = get_format("alpaca_eval")

@@ -8,8 +8,8 @@ import pytest
 
 from core.errors import MissingInput
 from evals.benchmark import read_jsonl
+from evals.chat.mt_bench import MTBench
 from evals.formats.saved import Stored, get_format
-from evals.mt_bench import MTBench
 
 FORMAT = get_format("mt_bench")
 

@@ -8,11 +8,11 @@ from types import SimpleNamespace
 import pytest
 
 from core.errors import MissingInput, RecipeError, SandboxUnavailable
-from evals import sandbox
 from evals.benchmark import Question
+from evals.code import sandbox
+from evals.code.human_eval import HumanEval
 from evals.formats.programs import HumanEvalFormat, MBPPFormat
 from evals.formats.saved import Stored, get_format
-from evals.human_eval import HumanEval
 
 OPTIONS = {"plus": "no", "unsafe-exec": "no"}
 

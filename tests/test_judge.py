@@ -8,13 +8,13 @@ from types import SimpleNamespace
 import pytest
 
 from core.errors import JudgeError, MissingInput
-from evals.alpaca_eval import AlpacaEval, is_switched
-from evals.arena_hard import ArenaHard
-from evals.endpoint import retry_after
-from evals.judge import Task, fill
-from evals.mt_bench import MTBench
-from evals.openai_judge import OpenAIJudge
-from evals.reward_judge import RewardModelJudge, sigmoid
+from evals.chat.alpaca_eval import AlpacaEval, is_switched
+from evals.chat.arena_hard import ArenaHard
+from evals.chat.mt_bench import MTBench
+from evals.judges.endpoint import retry_after
+from evals.judges.judge import Task, fill
+from evals.judges.openai_judge import OpenAIJudge
+from evals.judges.reward_judge import RewardModelJudge, sigmoid
 from tests.scripted_judge import Scripted, ScriptedJudgeServer, fails, says
 
 
@@ -62,7 +62,7 @@ def test_verdicts_tokens_and_money(tasks):
 
 
 def test_stored_replies_give_the_verdict_again(tasks):
-    from evals.judge import Reply
+    from evals.judges.judge import Reply
 
     with ScriptedJudgeServer(lambda request, number: CERTAIN) as server:
         verdicts, _ = run(judge_at(server), AlpacaEval(), tasks[:3])
@@ -264,7 +264,7 @@ class _Lengths:
 
 @pytest.fixture
 def lengths(monkeypatch):
-    monkeypatch.setattr("evals.reward_judge.load_scorer", lambda *arguments: _Lengths())
+    monkeypatch.setattr("evals.judges.reward_judge.load_scorer", lambda *arguments: _Lengths())
     return RewardModelJudge("unused", "f" * 64, {}, {})
 
 

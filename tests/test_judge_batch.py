@@ -10,8 +10,8 @@ from sqlalchemy import func, select
 from core.errors import JudgeError
 from db.models import JudgeResponse
 from evals import judged
-from evals.alpaca_eval import AlpacaEval
-from evals.judge_batch import MOST_REQUESTS, _parts
+from evals.chat.alpaca_eval import AlpacaEval
+from evals.judges.batch import MOST_REQUESTS, _parts
 from tests.batch_server import BatchServer
 from tests.conftest import ROOT
 from tests.judge_stage import CERTAIN, JudgeStage, entry, judge_settings
@@ -76,8 +76,8 @@ def test_requests_that_fail_in_a_batch_are_failures_of_their_own(bench, registry
 
 def test_answers_that_are_the_same_are_judged_once(bench):
     """Two samples with one text ask one thing; the second waits for the first one's reply, also in a batch."""
-    from evals.judge import Task
-    from evals.openai_judge import OpenAIJudge
+    from evals.judges.judge import Task
+    from evals.judges.openai_judge import OpenAIJudge
 
     question = AlpacaEval().load({"questions": bench.starter / "alpaca_eval.jsonl"})[0]
     tasks = [Task(question, ("The same.",), sample=sample) for sample in range(3)]

@@ -4,8 +4,9 @@ import pytest
 from sqlalchemy import select
 
 from db.models import JudgeResponse
-from evals import alpaca_eval, judged
-from evals.judge_cache import request_key
+from evals import judged
+from evals.chat import alpaca_eval
+from evals.judges.cache import request_key
 from tests.judge_stage import CERTAIN, JudgeStage, entry, judge_settings
 from tests.scripted_judge import ScriptedJudgeServer, says
 

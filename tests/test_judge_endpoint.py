@@ -7,10 +7,10 @@ import pytest
 
 from core.errors import JudgeError
 from evals import judged
-from evals.alpaca_eval import AlpacaEval
-from evals.judge import Task
-from evals.limits import Bucket, RateLimit
-from evals.openai_judge import OpenAIJudge
+from evals.chat.alpaca_eval import AlpacaEval
+from evals.judges.judge import Task
+from evals.judges.limits import Bucket, RateLimit
+from evals.judges.openai_judge import OpenAIJudge
 from tests.judge_stage import CERTAIN, JudgeStage, judge_settings
 from tests.scripted_judge import Scripted, ScriptedJudgeServer, fails, says
 

@@ -12,7 +12,7 @@ from sqlalchemy import select
 from core.errors import JudgeError
 from db.models import JudgeResponse, Judgment
 from evals import judged
-from evals.alpaca_eval import AlpacaEval
+from evals.chat.alpaca_eval import AlpacaEval
 from tests.judge_stage import CERTAIN, JudgeStage, judge_settings
 from tests.scripted_judge import Scripted, ScriptedJudgeServer, billed, fails, says
 

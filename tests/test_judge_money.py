@@ -6,10 +6,10 @@ import pytest
 
 from core.errors import JudgeError, RecipeError
 from evals import judged
-from evals.judge_forecast import forecast
-from evals.limits import Budget, BudgetReached, estimated_tokens
-from evals.openai_judge import OpenAIJudge
-from evals.prices import OPENAI_URL, TABLE, find_price
+from evals.judges.forecast import forecast
+from evals.judges.limits import Budget, BudgetReached, estimated_tokens
+from evals.judges.openai_judge import OpenAIJudge
+from evals.judges.prices import OPENAI_URL, TABLE, find_price
 from tests.judge_stage import CERTAIN, JudgeStage, judge_settings
 from tests.scripted_judge import Scripted, ScriptedJudgeServer, says
 
@@ -132,7 +132,7 @@ def test_no_more_is_spent_than_allowed_and_the_rest_is_resumed(bench, concurrenc
 
 
 def test_a_forecast_without_answers_is_near_what_is_then_spent(bench, starter):
-    from evals.alpaca_eval import AlpacaEval
+    from evals.chat.alpaca_eval import AlpacaEval
 
     files = {"questions": starter / "alpaca_eval.jsonl"}
     questions = AlpacaEval().load(files)
@@ -161,7 +161,7 @@ def test_a_forecast_without_answers_is_near_what_is_then_spent(bench, starter):
 
 
 def test_a_forecast_leaves_out_what_is_kept_and_what_is_judged(bench, starter):
-    from evals.alpaca_eval import AlpacaEval
+    from evals.chat.alpaca_eval import AlpacaEval
 
     files = {"questions": starter / "alpaca_eval.jsonl"}
     questions = AlpacaEval().load(files)

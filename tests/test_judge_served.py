@@ -15,9 +15,9 @@ from sqlalchemy import func, select
 from core.errors import JudgeError
 from core.stage import Spec, Stage
 from db.models import Judge, JudgeResponse, Judgment
-from evals import judge_server
-from evals.judge_server import JudgeServer, server_command
-from evals.openai_judge import ServedJudge
+from evals.judges import server as judge_server
+from evals.judges.openai_judge import ServedJudge
+from evals.judges.server import JudgeServer, server_command
 from tests.conftest import ROOT
 from tests.judge_stage import JudgeStage, entry
 
@@ -30,7 +30,7 @@ def bench(registry, make_spec, starter, tmp_path):
 
 
 def test_the_judge_is_its_weights_and_how_it_is_served(tmp_path):
-    from evals.alpaca_eval import AlpacaEval
+    from evals.chat.alpaca_eval import AlpacaEval
 
     def made(fingerprint="f" * 64, **settings):
         judge = ServedJudge(tmp_path / "smol", fingerprint, settings, {}, tmp_path)
@@ -71,7 +71,7 @@ http.server.HTTPServer(("127.0.0.1", int(sys.argv[1])), Handler).serve_forever()
 STAGE = """
 import sys, time
 from pathlib import Path
-from evals import judge_server
+from evals.judges import server as judge_server
 judge_server.find_spec = lambda name: True
 program, note, log = sys.argv[1:]
 judge_server.server_command = lambda m, n, port, s, r: [sys.executable, "-c", program, str(port), note]

@@ -10,9 +10,9 @@ import pytest
 
 from core.errors import RecipeError
 from evals.benchmark import Question, get_benchmark, read_jsonl
-from evals.knowledge import pooled_standard_error
+from evals.knowledge.lm_tasks import load_tasks, mmlu_categories, write_tasks
+from evals.knowledge.tasks import pooled_standard_error
 from evals.lm_eval_stage import judge_answers
-from evals.lm_tasks import load_tasks, mmlu_categories, write_tasks
 from harness.plan import Inputs, Ref, build_evaluation
 from harness.recipe import Evaluate
 from harness.resolve import resolve_benchmarks

@@ -10,7 +10,7 @@ from db.models import Answer, AnswerSet, Evaluation, Judgment, Score
 from db.registry import Registry
 from evals import lm_eval_stage
 from evals.benchmark import PROMPT_TOO_LONG, get_benchmark
-from evals.lm_eval_models import make_lm
+from evals.knowledge.lm_eval_models import make_lm
 from tests.knowledge_runs import LIMIT, PATHS, entry, files, lm_evals_own, rows, run_here
 
 

@@ -8,8 +8,8 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from core.errors import HarnessError, RecipeError
-from evals.logprobs import Likelihood, encode_pair, encode_text, leading_bos, make_likelihood
-from evals.transformers_logprobs import TransformersLikelihood
+from evals.knowledge.logprobs import Likelihood, encode_pair, encode_text, leading_bos, make_likelihood
+from evals.knowledge.transformers_logprobs import TransformersLikelihood
 
 CONTEXTS = ["Q: What is a register?\nA:", "Q: What is a test?\nA: ", "Other words", "Q: What is a register?\nA:", "Q"]
 CONTINUATIONS = [" one", " two three four five six", " no", " an answer that is a good deal longer than the others are"]
@@ -132,7 +132,7 @@ def test_vllm_agrees_with_transformers(tiny_llama: Path, model: Likelihood, tmp_
     program = (
         "import json, sys\n"
         "from pathlib import Path\n"
-        "from evals.logprobs import make_likelihood\n"
+        "from evals.knowledge.logprobs import make_likelihood\n"
         "options = {'threads': 1, 'kv_cache_gib': 1, 'max_num_seqs': 8}\n"
         "model = make_likelihood('vllm', Path(sys.argv[1]), max_model_len=1024, resources=options)\n"
         "found = model.loglikelihoods(json.load(open(sys.argv[2])))\n"

@@ -5,9 +5,9 @@ from pathlib import Path
 import pytest
 
 from core.errors import MissingInput, SandboxUnavailable
-from evals import sandbox
 from evals.benchmark import Question, get_benchmark
-from evals.mbpp import MBPP, defined_names, question_id, used_names
+from evals.code import sandbox
+from evals.code.mbpp import MBPP, defined_names, question_id, used_names
 
 ROW = {
     "task_id": 900,

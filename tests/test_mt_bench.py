@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 
 from evals.benchmark import read_jsonl
-from evals.judge import Reply, Task
-from evals.mt_bench import OUTSIDE, SECOND_PATTERN, MTBench, find_rating
+from evals.chat.mt_bench import OUTSIDE, SECOND_PATTERN, MTBench, find_rating
+from evals.judges.judge import Reply, Task
 from evals.verdict import Verdict
 
 OPENAI = SimpleNamespace(kind="openai", name="gpt-4")

@@ -10,8 +10,8 @@ from core.stage import Spec, Stage
 from db.models import Evaluation, Score
 from evals import judged
 from evals.benchmark import Question, get_benchmark, read_jsonl
-from evals.judge import Reply, Task
-from evals.mt_bench_pairwise import LOSS, TIE, WIN, MTBenchPairwise, find_winner, game_points, turn_result
+from evals.chat.mt_bench_pairwise import LOSS, TIE, WIN, MTBenchPairwise, find_winner, game_points, turn_result
+from evals.judges.judge import Reply, Task
 from evals.verdict import Verdict
 from tests.scripted_judge import ScriptedJudgeServer, says
 from tests.test_judged import answer_all

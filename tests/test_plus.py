@@ -7,11 +7,11 @@ from pathlib import Path
 import pytest
 
 from core.errors import MissingInput, SandboxUnavailable
-from evals import plus, sandbox
-from evals.code_verdicts import run_codes
-from evals.human_eval import HumanEval
-from evals.mbpp import MBPP
-from evals.plus import mbpp_inputs, plus_program, read_plus, references
+from evals.code import plus, sandbox
+from evals.code.code_verdicts import run_codes
+from evals.code.human_eval import HumanEval
+from evals.code.mbpp import MBPP
+from evals.code.plus import mbpp_inputs, plus_program, read_plus, references
 
 
 @pytest.fixture(autouse=True)

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from core.errors import SandboxUnavailable
-from evals import sandbox
+from evals.code import sandbox
 from tests.test_escape_corpus import processes
 
 
@@ -162,5 +162,6 @@ def test_uncontained_mode_has_limits_and_kills_the_process_group():
 
 
 def test_the_sandbox_needs_no_model_library():
-    code = "import sys, evals.sandbox, evals.extraction; sys.exit(bool({'torch', 'transformers', 'numpy'} & set(sys.modules)))"
-    assert subprocess.run([os.sys.executable, "-c", code], cwd=Path(sandbox.__file__).parent.parent).returncode == 0
+    imports = "import sys, evals.code.sandbox, evals.code.extraction"
+    code = f"{imports}; sys.exit(bool({{'torch', 'transformers', 'numpy'}} & set(sys.modules)))"
+    assert subprocess.run([os.sys.executable, "-c", code], cwd=Path(sandbox.__file__).parents[2]).returncode == 0

@@ -7,9 +7,9 @@ import json
 import numpy as np
 import pytest
 
-from evals import style_control
 from evals.benchmark import read_jsonl, read_text
-from evals.style_control import CONTROLS, FEATURES, Battles, differences, fit, markdown_counts, text_styles
+from evals.chat import style_control
+from evals.chat.style_control import CONTROLS, FEATURES, Battles, differences, fit, markdown_counts, text_styles
 
 MODELS = ("gpt-4-0613", "gpt-3.5-turbo-0125")
 NAMES = {"style": "all", "length": "length", "markdown": "markdown"}

@@ -19,10 +19,11 @@ from hypothesis import strategies as st
 from core.errors import MissingInput, RecipeError
 from core.stage import Spec, Stage
 from db.models import Answer, AnswerSet, Checkpoint, Evaluation, Judge, Judgment, Score
-from evals import likelihood, lm_tasks, truthful_qa
+from evals import likelihood
 from evals.benchmark import BENCHMARKS
-from evals.logprobs import Likelihood, make_likelihood
-from evals.truthful_qa import TruthfulQA, mc1, mc2
+from evals.knowledge import lm_tasks, truthful_qa
+from evals.knowledge.logprobs import Likelihood, make_likelihood
+from evals.knowledge.truthful_qa import TruthfulQA, mc1, mc2
 from harness.plan import BenchmarkInput, Inputs, Ref, build_evaluation
 from harness.recipe import Evaluate
 

@@ -9,7 +9,7 @@ from core.errors import MissingInput
 from core.stage import Spec, Stage
 from db.models import Answer, AnswerSet, Evaluation, Judgment, Score
 from evals import likelihood
-from evals.truthful_qa_binary import TruthfulQABinary
+from evals.knowledge.truthful_qa_binary import TruthfulQABinary
 
 ROWS = [
     {

@@ -9,8 +9,8 @@ import pytest
 from core.errors import MissingInput, RecipeError
 from evals.formats.saved import Stored, get_format
 from evals.formats.truthful_qa import TruthfulQAFormat
-from evals.truthful_qa import TruthfulQA, mc1, mc2
-from evals.truthful_qa_generation import TruthfulQAGeneration
+from evals.knowledge.truthful_qa import TruthfulQA, mc1, mc2
+from evals.knowledge.truthful_qa_generation import TruthfulQAGeneration
 
 MODEL = "meta-llama__Meta-Llama-3-8B-Instruct"
 KEEP = {"strip-a": "no"}

@@ -15,8 +15,8 @@ from core.stage import Spec, Stage
 from db.models import Answer, AnswerSet, Evaluation, Judge, Judgment, Score
 from evals import answer as answering
 from evals import metrics
-from evals.text_overlap import METRICS, overlap, similarities
-from evals.truthful_qa_generation import TruthfulQAGeneration, read_answers, references, score_row, strip_a
+from evals.knowledge.text_overlap import METRICS, overlap, similarities
+from evals.knowledge.truthful_qa_generation import TruthfulQAGeneration, read_answers, references, score_row, strip_a
 
 MODEL = "mistralai__Mistral-7B-Instruct-v0.2"
 CSV = (

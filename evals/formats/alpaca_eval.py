@@ -17,11 +17,11 @@ import numpy as np
 
 from core.errors import MissingInput
 from core.paths import data_cache, data_mirror
-from evals.alpaca_eval import ANNOTATOR, OFFICIAL_JUDGE, is_switched, preference_from_logprobs
-from evals.alpaca_eval_metrics import LC, LC_NOREG, Judged, coefficients, controllable, fit_rows, length_row, raw_rows
 from evals.benchmark import ScoreRow, read_jsonl, read_text
+from evals.chat.alpaca_eval import ANNOTATOR, OFFICIAL_JUDGE, is_switched, preference_from_logprobs
+from evals.chat.alpaca_eval_metrics import LC, LC_NOREG, Judged, coefficients, controllable, fit_rows, length_row, raw_rows
+from evals.chat.length_control import read_difficulty, read_gamed
 from evals.formats.saved import PublishedScore, SavedAnswer, SavedEvaluation, SavedOutputs, Stored, read_rows, write_text
-from evals.length_control import read_difficulty, read_gamed
 from evals.verdict import Verdict
 
 OFFICIAL_SET = "alpaca_eval/eval_set_and_baseline_outputs.jsonl.gz"

@@ -15,14 +15,14 @@ from pathlib import Path
 from typing import Any
 
 from core.errors import MissingInput, RecipeError
-from evals.arena_hard import category_suffix
-from evals.arena_hard_v2 import BASELINES, HARD
-from evals.arena_scores import Game, breakdown, label_counts, points, score_rows, style_battles, style_rows
 from evals.benchmark import ScoreRow, read_text
+from evals.chat.arena_hard import category_suffix
+from evals.chat.arena_hard_v2 import BASELINES, HARD
+from evals.chat.arena_scores import Game, breakdown, label_counts, points, score_rows, style_battles, style_rows
+from evals.chat.style_control import FEATURES, TOKENIZER_FIX, Version, flat_style, markdown_counts, token_counter
 from evals.formats.arena_hard_tables import read_leaderboards
 from evals.formats.arena_hard_write import write_answers, write_judgments
 from evals.formats.saved import PublishedScore, SavedAnswer, SavedEvaluation, SavedOutputs, Stored, read_rows
-from evals.style_control import FEATURES, TOKENIZER_FIX, Version, flat_style, markdown_counts, token_counter
 from evals.verdict import Verdict
 
 V01_BASELINE = "gpt-4-0314"

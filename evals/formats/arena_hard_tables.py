@@ -8,8 +8,8 @@ from pathlib import Path
 
 from core.errors import MissingInput
 from evals.benchmark import ScoreRow, read_text
+from evals.chat.style_control import Version
 from evals.formats.saved import PublishedScore
-from evals.style_control import Version
 
 V01_JUDGE = "gpt-4-1106-preview"
 _PROMPTS = {"v0.1": 500, "hard_prompt": 500, "creative_writing": 250}

@@ -11,8 +11,8 @@ from typing import Any
 
 from core.errors import RecipeError
 from core.fingerprint import digest
+from evals.chat.style_control import Version, markdown_counts, token_counter
 from evals.formats.saved import Stored, write_text
-from evals.style_control import Version, markdown_counts, token_counter
 
 
 def file_name(name: str) -> str:

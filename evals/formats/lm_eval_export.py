@@ -17,8 +17,8 @@ from core.errors import RecipeError
 from evals.benchmark import Question
 from evals.formats.lm_eval import benchmark_of, metrics_of
 from evals.formats.saved import Stored, write_text
-from evals.knowledge import pooled_standard_error
-from evals.lm_tasks import mmlu_categories
+from evals.knowledge.lm_tasks import mmlu_categories
+from evals.knowledge.tasks import pooled_standard_error
 from evals.statistics import standard_error
 
 

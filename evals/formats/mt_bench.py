@@ -15,9 +15,9 @@ from typing import Any
 from core.errors import MissingInput
 from core.fingerprint import digest
 from evals.benchmark import ScoreRow, read_jsonl, read_text
+from evals.chat.mt_bench import NEEDS_REFERENCE, count_flags, find_rating, rating_row
+from evals.chat.mt_bench_pairwise import LOSS, TIE, WIN, pair_rows, turn_result
 from evals.formats.saved import PublishedScore, SavedAnswer, SavedEvaluation, SavedOutputs, Stored, read_rows, write_text
-from evals.mt_bench import NEEDS_REFERENCE, count_flags, find_rating, rating_row
-from evals.mt_bench_pairwise import LOSS, TIE, WIN, pair_rows, turn_result
 from evals.verdict import Verdict
 
 FAILED_SCORE = -1

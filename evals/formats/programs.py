@@ -17,14 +17,14 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 from core.errors import MissingInput, RecipeError
-from evals import sandbox
 from evals.benchmark import Question, ScoreRow
-from evals.code_benchmark import CodeBenchmark
-from evals.code_verdicts import by_question, judge_config, plus_value, run_codes, verdict
-from evals.extraction import Extracted
+from evals.code import sandbox
+from evals.code.code_benchmark import CodeBenchmark
+from evals.code.code_verdicts import by_question, judge_config, plus_value, run_codes, verdict
+from evals.code.extraction import Extracted
+from evals.code.human_eval import HumanEval, packaged_problems
+from evals.code.mbpp import MBPP, TEST_TASKS, question_id
 from evals.formats.saved import SavedAnswer, SavedEvaluation, SavedOutputs, Stored, read_rows, write_text
-from evals.human_eval import HumanEval, packaged_problems
-from evals.mbpp import MBPP, TEST_TASKS, question_id
 
 KINDS = ("completion", "solution", "response")
 

@@ -1,0 +1,1 @@
+"""AlpacaEval, Arena-Hard and MT-Bench."""

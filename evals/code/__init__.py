@@ -1,0 +1,1 @@
+"""Benchmarks of generated code and the sandbox that runs it."""

@@ -1,0 +1,1 @@
+"""Judges: endpoints, replies kept by content, budgets, calibration."""

@@ -1,0 +1,1 @@
+"""Benchmarks with right answers: log-probabilities, TruthfulQA, lm-eval tasks."""
