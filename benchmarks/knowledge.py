@@ -3,8 +3,8 @@
     HARNESS_DATA=... python -m benchmarks.knowledge CHECKPOINT [--benchmark gsm8k] [--limit 50] [--batch-size 8]
 
 The first `--limit` questions (of MMLU: of its first subject) with the paper's shots, on transformers; both as whole
-processes, imports and loading included, one after the other in one run. Claim: equal values; as fast where answers are
-generated, faster where choices are scored (what contexts share is computed once).
+processes, imports and loading included, one after the other in one run. Claim: equal values from equal responses, one by
+one; as fast where answers are generated, faster where choices are scored (what contexts share is computed once).
 """
 
 import argparse
@@ -20,6 +20,8 @@ from pathlib import Path
 
 from core.fingerprint import checkpoint_fingerprint, file_sha256
 from core.stage import Spec
+from db.models import Answer
+from db.registry import Registry
 from evals.benchmark import get_benchmark, read_jsonl
 from evals.knowledge.lm_tasks import lm_eval_version, write_tasks
 
@@ -33,8 +35,8 @@ FILES = {
 
 def ours(
     folder: Path, checkpoint: Path, name: str, files: dict[str, Path], dtype: str, batch_size: int
-) -> tuple[dict[str, float], float]:
-    """({metric: fraction}, wall-clock seconds) of `python -m evals.lm_eval_stage`."""
+) -> tuple[dict[str, float], dict[int, list], float]:
+    """({metric: fraction}, {question's number: responses}, wall-clock seconds) of `python -m evals.lm_eval_stage`."""
     entry = {"name": name, "variant": "official", "version": "benchmark", "limit": None}
     inputs = {"policy": {"path": str(checkpoint), "fingerprint": checkpoint_fingerprint(checkpoint)}}
     inputs |= {f"data/{name}/{asset}": {"path": str(p), "fingerprint": file_sha256(p)} for asset, p in files.items()}
@@ -47,22 +49,38 @@ def ours(
     seconds = timed([sys.executable, "-m", "evals.lm_eval_stage", str(folder / "spec.json")])
     (summary,) = (folder / "store").glob("*/summary.json")
     scores = {row["metric"]: row["value"] for row in json.loads(summary.read_text())["benchmarks"][0]["scores"]}
-    return {metric: scores[metric] / 100 for metric in get_benchmark(name).metrics}, seconds
+    numbers = {question.id: question.data["doc_id"] for question in get_benchmark(name).load(files)}
+    registry = Registry.open(spec.registry)
+    with registry.read() as session:
+        rows = session.query(Answer).all()
+        responses = {numbers[a.question_id]: [a.text] if a.text else a.detail.get("logprobs") for a in rows}
+    registry.close()
+    return {metric: scores[metric] / 100 for metric in get_benchmark(name).metrics}, responses, seconds
 
 
 def theirs(
     folder: Path, checkpoint: Path, name: str, files: dict[str, Path], dtype: str, batch_size: int
-) -> tuple[dict[str, float], float]:
-    """({metric: fraction}, wall-clock seconds) of lm-eval's command on the same task."""
+) -> tuple[dict[str, float], dict[int, list], float]:
+    """The same of lm-eval's command on the same task."""
     benchmark = get_benchmark(name)
     (task,) = benchmark.tasks(files).values()
     write_tasks(folder / "tasks", [task], benchmark.shots)
     command = [sys.executable, "-m", "lm_eval", "run", "--model", "hf", "--include_path", str(folder / "tasks")]
     command += ["--tasks", task.name, "--model_args", f"pretrained={checkpoint},dtype={dtype}", "--device", "cpu"]
-    seconds = timed([*command, "--batch_size", str(batch_size), "--output_path", str(folder / "theirs")])
+    command += ["--batch_size", str(batch_size), "--output_path", str(folder / "theirs"), "--log_samples"]
+    seconds = timed(command)
     (found,) = (folder / "theirs").rglob("results_*.json")
     results = json.loads(found.read_text())["results"][task.name]
-    return {metric: results[key] for metric, key in benchmark.metrics.items()}, seconds
+    (logged,) = (folder / "theirs").rglob("samples_*.jsonl")
+    responses = {row["doc_id"]: [given[0] for given in row["resps"]] for row in map(json.loads, logged.open())}
+    return {metric: results[key] for metric, key in benchmark.metrics.items()}, responses, seconds
+
+
+def gap(first: list, second: list) -> float:
+    """0 for equal texts and infinity for others; of log-probabilities (value, greedy) the largest difference, in nats."""
+    if isinstance(first[0], str):
+        return 0.0 if first == second else float("inf")
+    return max(abs(a[0] - float(b[0])) for a, b in zip(first, second, strict=True))
 
 
 def timed(command: list[str]) -> float:
@@ -102,9 +120,15 @@ def main() -> None:
         found = {}
         for who, run in (("ours", ours), ("lm-eval", theirs)):
             found[who] = run(folder, checkpoint, chosen.benchmark, files, chosen.dtype, chosen.batch_size)
-            print(f"{who:8} {found[who][1]:7.1f} s  {found[who][0]}", flush=True)
-    equal = all(abs(value - found["lm-eval"][0][metric]) < 1e-9 for metric, value in found["ours"][0].items())
-    print(f"ratio {found['lm-eval'][1] / found['ours'][1]:.2f}, equal values: {equal}")
+            print(f"{who:8} {found[who][2]:7.1f} s  {found[who][0]}", flush=True)
+    (mine, ours_said, ours_s), (values, theirs_said, theirs_s) = found["ours"], found["lm-eval"]
+    equal = all(abs(value - values[metric]) < 1e-9 for metric, value in mine.items())
+    gaps = [gap(said, theirs_said[number]) for number, said in ours_said.items()]
+    agree = sum(found < 1e-3 for found in gaps)
+    print(f"ratio {theirs_s / ours_s:.2f}, equal values: {equal}")
+    print(
+        f"equal responses (texts; log-probabilities to 1e-3): {agree} of {len(theirs_said)}, largest difference {max(gaps):.2g}"
+    )
 
 
 if __name__ == "__main__":
