@@ -193,7 +193,7 @@ def _print_rows(registry: Any, run: str | None, form: str, published: bool = Fal
     elif not rows:
         typer.echo("The registry holds no evaluated checkpoint yet: run `harness train-and-eval quickstart`.")
     else:
-        Console().print(report.leaderboard_table(rows))
+        Console().print(report.Leaderboard(rows))
         if hidden:
             typer.echo(f"{hidden} rows of published leaderboards are not shown; --published shows them.")
 

@@ -1,6 +1,8 @@
 """What the command line prints of the registry: the leaderboard and the stages of a run as tables; CSV, Markdown, JSON."""
 
-from rich.console import Group
+from typing import Any
+
+from rich.console import Console, ConsoleOptions, Group, RenderResult
 from rich.table import Table
 from rich.text import Text
 
@@ -10,23 +12,73 @@ from dashboard.ranking import Board, Ranked, board
 from db.leaderboard import Row
 from db.views import RunStatus, StageStatus
 
-__all__ = ["leaderboard_table", "status_table", "to_csv", "to_json", "to_markdown"]
+__all__ = ["Leaderboard", "status_table", "to_csv", "to_json", "to_markdown"]
+
+NAME_WIDTH = 32
+"""Columns of a terminal that a checkpoint's name may take before it is folded."""
 
 _STATES = {"done": "green", "reused": "green", "running": "cyan", "failed": "bold red", "stopped": "yellow"}
 
 
-def leaderboard_table(rows: list[Row]) -> Group:
-    """One row per checkpoint, oldest first; each score over its 95 % interval, and below the table who judged on what."""
-    shown = board(rows)
-    table = Table(box=None, pad_edge=False, header_style="bold", padding=(0, 1, 1, 0), title="Leaderboard", title_justify="left")
-    table.add_column("checkpoint", overflow="fold")
+class Leaderboard:
+    """One row per checkpoint, oldest first; each score over its 95 % interval, and below the table who judged on what.
+
+    A terminal too narrow for a column per benchmark gets a row per score: no number is ever broken over two lines.
+    """
+
+    def __init__(self, rows: list[Row]):
+        self.board = board(rows)
+
+    def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
+        cells = [_cells(self.board, line) for line in self.board.lines]
+        wide = _wide(self.board, cells)
+        yield wide if _needed(wide) <= options.max_width else _long(self.board, cells)
+        notes = ["95 % intervals in brackets; tokens: mean length of the answers; time: training of that checkpoint."]
+        yield from (Text(note, style="dim") for note in [*notes, *footnotes(self.board)])
+
+
+def _table(**options: Any) -> Table:
+    return Table(box=None, pad_edge=False, header_style="bold", title="Leaderboard", title_justify="left", **options)
+
+
+def _wide(shown: Board, cells: list[list[Text]]) -> Table:
+    table = _table(padding=(0, 1, 1, 0))
+    table.add_column("checkpoint", overflow="fold", max_width=NAME_WIDTH)
     for name in shown.benchmarks:
-        table.add_column(Text(f.benchmark_label(name)), justify="right", overflow="fold")
-    table.add_column("tokens\ntime", justify="right", overflow="fold")
-    for line in shown.lines:
-        table.add_row(*_cells(shown, line))
-    notes = ["95 % intervals in brackets; tokens: mean length of the answers; time: training of that checkpoint."]
-    return Group(table, *(Text(note, style="dim") for note in [*notes, *footnotes(shown)]))
+        table.add_column(Text(f.benchmark_label(name)), justify="right")
+    table.add_column("tokens\ntime", justify="right", no_wrap=True)
+    for row in cells:
+        table.add_row(*row)
+    return table
+
+
+def _needed(table: Table) -> int:
+    """Columns of a terminal in which no word of the table is broken."""
+    words = (
+        [len(w) for cell in column.cells for line in str(cell).splitlines() for w in _unbroken(line)] for column in table.columns
+    )
+    return sum(min(max(widths), column.max_width or 10**6) + 1 for widths, column in zip(words, table.columns, strict=True))
+
+
+def _unbroken(line: str) -> list[str]:
+    """Parts of a cell's line that stay together: an interval is one of them."""
+    return [line] if line.startswith("[") else line.split() or [""]
+
+
+def _long(shown: Board, cells: list[list[Text]]) -> Table:
+    table = _table()
+    table.add_column("checkpoint", overflow="fold")
+    table.add_column("benchmark")
+    table.add_column("score", justify="right", no_wrap=True)
+    table.add_column("interval", justify="right", no_wrap=True)
+    for row in cells:
+        name, kind = row[0].split("\n")
+        for number, (benchmark, cell) in enumerate(zip(shown.benchmarks, row[1:-1], strict=True)):
+            parts = cell.split("\n")
+            label = (name, Text.assemble(kind, style="dim"))[number] if number < 2 else ""
+            table.add_row(label, f.benchmark_label(benchmark), *parts, *([""] if len(parts) == 1 else []))
+        table.add_section()
+    return table
 
 
 def status_table(state: RunStatus) -> Group:

@@ -40,7 +40,7 @@ def rows_of(text: str) -> list[dict[str, str]]:
 def test_the_terminal_table_shows_every_score_with_its_interval(registry: Registry, width: int) -> None:
     fill(registry)
     rows = read(registry)
-    text = printed(report.leaderboard_table(rows), width)
+    text = printed(report.Leaderboard(rows), width)
     assert [row.kind for row in rows] == ["base", "sft", "iteration", "iteration"]
     for row in rows:
         for name, cell in row.cells.items():
@@ -58,7 +58,7 @@ def test_no_name_reaches_the_terminal_with_its_control_characters(registry: Regi
     sample.stage(run, HOSTILE, "failed", error=HOSTILE, log=HOSTILE)
     with registry.read() as session:
         state = views.run_status(session, HOSTILE)
-    text = printed(report.leaderboard_table(read(registry))) + printed(report.status_table(state))
+    text = printed(report.Leaderboard(read(registry))) + printed(report.status_table(state))
     assert "calc" in text
     assert not {"\x1b", "\u202e", "\r"} & set(text)
 
