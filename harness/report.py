@@ -54,10 +54,12 @@ def _wide(shown: Board, cells: list[list[Text]]) -> Table:
 
 def _needed(table: Table) -> int:
     """Columns of a terminal in which no word of the table is broken."""
-    words = (
-        [len(w) for cell in column.cells for line in str(cell).splitlines() for w in _unbroken(line)] for column in table.columns
-    )
-    return sum(min(max(widths), column.max_width or 10**6) + 1 for widths, column in zip(words, table.columns, strict=True))
+    needed = 0
+    for column in table.columns:
+        lines = [line for cell in (column.header, *column.cells) for line in str(cell).splitlines()]
+        longest = max(len(word) for line in lines for word in _unbroken(line))
+        needed += 1 + min(longest, column.max_width or longest)
+    return needed
 
 
 def _unbroken(line: str) -> list[str]:
