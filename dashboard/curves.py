@@ -36,7 +36,7 @@ def _chart(ordered: list[Series], index: int) -> None:
     notes = [f.metric_label(one.benchmark, one.metric), f.data_version(one.version), f"n {cell.n_questions}"]
     title = f.benchmark_label(one.benchmark) + _letter(ordered, one)
     st.html(markup.heading(title, "; ".join([*notes, f"judge: {f.judge(cell)}"])))
-    st.altair_chart(charts.iterations(one), alt=charts.iterations_in_words(one), key=f"iterations-{one.group}")
+    st.vega_lite_chart(charts.iterations(one), alt=charts.iterations_in_words(one), key=f"iterations-{one.group}")
 
 
 def _numbers(ordered: list[Series]) -> str:

@@ -4,22 +4,16 @@ While proxy and gold rise together the loop learns what is wanted; where the gol
 """
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
 
 from dashboard import format as f
-from dashboard.charts import HEIGHT
+from dashboard.charts import HEIGHT, SCORE_AXIS, Spec, chart, field
 from db.rewards import Rewarded
-
-if TYPE_CHECKING:
-    import altair
 
 _NAMES = {"proxy": "proxy, optimised", "gold": "gold, held out"}
 
 
-def over_optimisation(points: Sequence[Rewarded]) -> "altair.LayerChart":
+def over_optimisation(points: Sequence[Rewarded]) -> Spec:
     """Mean proxy and gold reward over KL, with 95 % intervals; policies in the order of the loop."""
-    import altair as alt
-
     rows = [
         {
             "kl": point.kl,
@@ -35,25 +29,28 @@ def over_optimisation(points: Sequence[Rewarded]) -> "altair.LayerChart":
         if cell is not None and point.kl is not None
     ]
     names = list(_NAMES.values())
-    legend = alt.Legend(title=None, orient="top", symbolType="stroke")
-    base = alt.Chart(alt.Data(values=rows)).encode(
-        x=alt.X("kl:Q", title="KL to the reference, nats a response", axis=alt.Axis(grid=False, tickCount=5)),
-        color=alt.Color("reward:N", sort=names, legend=legend),
+    legend = {"title": None, "orient": "top", "symbolType": "stroke"}
+    value = {"y": field("value", **SCORE_AXIS | {"title": "mean reward"})}
+    line = value | {"order": field("order"), "strokeDash": field("reward", "nominal", sort=names, legend=legend)}
+    bars = {"y": field("low", title="mean reward"), "y2": {"field": "high"}}
+    return chart(
+        rows,
+        [
+            {"mark": {"type": "rule", "opacity": 0.5}, "encoding": bars},
+            {"mark": {"type": "line", "strokeWidth": 2}, "encoding": line},
+            {"mark": {"type": "point", "filled": True, "size": 48, "opacity": 1}, "encoding": value},
+            {"mark": {"type": "text", "dy": -10, "fontSize": 11}, "encoding": value | {"text": field("policy", "nominal")}},
+        ],
+        height=HEIGHT + 60,
+        x=field("kl", title="KL to the reference, nats a response", axis={"grid": False, "tickCount": 5}),
+        color=field("reward", "nominal", sort=names, legend=legend),
         tooltip=[
-            alt.Tooltip("policy:N", title="Policy"),
-            alt.Tooltip("reward:N", title="Reward model"),
-            alt.Tooltip("value:Q", title="Mean reward", format=".3f"),
-            alt.Tooltip("kl:Q", title="KL", format=".3f"),
+            field("policy", "nominal", title="Policy"),
+            field("reward", "nominal", title="Reward model"),
+            field("value", title="Mean reward", format=".3f"),
+            field("kl", title="KL", format=".3f"),
         ],
     )
-    value = alt.Y("value:Q", title="mean reward", scale=alt.Scale(zero=False), axis=alt.Axis(tickCount=4))
-    line = base.mark_line(strokeWidth=2).encode(
-        y=value, order="order:Q", strokeDash=alt.StrokeDash("reward:N", sort=names, legend=legend)
-    )
-    label = base.mark_text(dy=-10, fontSize=11).encode(y=value, text="policy:N")
-    bars = base.mark_rule(opacity=0.5).encode(y=alt.Y("low:Q", title="mean reward"), y2="high:Q")
-    dots = base.mark_point(filled=True, size=48, opacity=1).encode(y=value)
-    return alt.layer(bars, line, dots, label).properties(height=HEIGHT + 60, width="container")
 
 
 def in_words(points: Sequence[Rewarded]) -> str:

@@ -225,13 +225,13 @@ def test_a_chart_says_in_words_what_it_draws(registry: Registry) -> None:
     for one in series:
         said = iterations_in_words(one)
         assert said.count(";") == 3 and "iteration 2 " + f.score(one.points[-1].cell) in said
-        drawn = drawn_rows(iterations(one).to_dict(), "policy")
+        drawn = drawn_rows(iterations(one), "policy")
         assert [row["value"] for row in drawn] == list(SCORES[one.benchmark][-1])
 
 
 def test_a_training_chart_puts_iterations_one_after_the_other() -> None:
     traces = [Trace("loss", [("dpo[1]", [(1, 0.7), (5, 0.6)]), ("dpo[2]", [(1, 0.5), (5, None)])])]
-    rows = drawn_rows(training(traces).to_dict(), "trace")
+    rows = drawn_rows(training(traces), "trace")
     assert [(row["step"], row["value"]) for row in rows] == [(1, 0.7), (5, 0.6), (6, 0.5), (10, None)]
     assert training_in_words(traces) == "loss: from 0.7 to 0.5 over 4 points."
 

@@ -30,7 +30,7 @@ def test_the_curve_starts_at_the_loops_first_policy(rewarded: Registry):
         points = reward_curve(session, "quickstart")
     assert [(p.role, p.iteration, p.kl) for p in points] == [("sft", 0, 0.0), ("iteration", 1, 3.0), ("iteration", 2, 9.0)]
     assert [p.gold.value for p in points] == [0.1, 0.4, 0.2] and [p.proxy.value for p in points] == [0.1, 0.5, 0.9]
-    drawn = drawn_rows(over_optimisation(points).to_dict(), "kl")
+    drawn = drawn_rows(over_optimisation(points), "kl")
     assert len(drawn) == 6 and {row["reward"] for row in drawn} == {"proxy, optimised", "gold, held out"}
     assert "iteration 2: KL 9.00, proxy 0.90 [0.80, 1.00], gold 0.20 [0.10, 0.30]" in in_words(points)
 

@@ -67,7 +67,7 @@ def _rewards(points: list[Rewarded]) -> None:
         "Mean reward on the run's held-out prompts. Where the gold reward turns down while the proxy's still rises, the loop has "
         "begun to learn the proxy's faults."
     )
-    st.altair_chart(over_optimisation(points), alt=in_words(points), key="over-optimisation")
+    st.vega_lite_chart(over_optimisation(points), alt=in_words(points), key="over-optimisation")
 
 
 def _training(curves: Curves) -> None:
@@ -84,7 +84,7 @@ def _training(curves: Curves) -> None:
     def draw(index: int) -> None:
         title, traces = panels[index]
         st.html(markup.heading(title))
-        st.altair_chart(charts.training(traces), alt=f"{title}. {charts.training_in_words(traces)}", key=f"training-{index}")
+        st.vega_lite_chart(charts.training(traces), alt=f"{title}. {charts.training_in_words(traces)}", key=f"training-{index}")
 
     grid(len(panels), draw)
 
