@@ -55,12 +55,30 @@ _KINDS = {
 }
 
 
+_TURNS = ("LRE", "RLE", "LRO", "RLO", "PDF", "LRI", "RLI", "FSI", "PDI")
+"""Bidirectional classes of the characters that turn the reading direction."""
+
+
 def plain(text: str) -> str:
     """`text` on one line with control, bidirectional and unassigned characters shown as U+FFFD.
 
     Names come from checkpoints of strangers: an escape sequence must not reach a terminal, nor an override reorder a row.
     """
     return "".join("\ufffd" if unicodedata.category(c) in ("Cc", "Cf", "Cs", "Cn", "Zl", "Zp") else c for c in text)
+
+
+def visible(text: str) -> str:
+    """Text of several lines with what would move the cursor, a terminal or the reading direction written out, as `⟨U+202E⟩`.
+
+    For evidence: every other character stays as it was, joiners of emoji and scripts included.
+    """
+    return "".join(f"⟨U+{ord(c):04X}⟩" if _moves(c) else c for c in text)
+
+
+def _moves(character: str) -> bool:
+    if character in "\n\t":
+        return False
+    return unicodedata.category(character) in ("Cc", "Cs", "Zl", "Zp") or unicodedata.bidirectional(character) in _TURNS
 
 
 def order_benchmarks(names: set[str]) -> list[str]:

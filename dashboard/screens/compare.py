@@ -73,13 +73,13 @@ def _flipped(found: Compared, pair: tuple[str, str]) -> None:
     said = [read(samples.answers_to, evaluation, question) for evaluation in evaluations]
     if said[0] and said[0][0].prompt:
         st.html(markup.heading("Prompt"))
-        st.code(said[0][0].prompt, language=None, wrap_lines=True)
+        st.code(f.visible(said[0][0].prompt), language=None, wrap_lines=True)
     for column, name, several in zip(st.columns(2), (found.a, found.b), said, strict=True):
         with column:
             for answer in several:
                 turn = f", turn {answer.turn}" if answer.turn > 1 else ""
                 st.html(markup.heading(f"{name}{turn}", f"{f.count(answer.output_tokens)} tokens"))
-                st.code(answer.text or "(empty)", language=None, wrap_lines=True)
+                st.code(f.visible(answer.text) or "(empty)", language=None, wrap_lines=True)
 
 
 def _link(evaluation: int, answer: int, value: float) -> Markup:

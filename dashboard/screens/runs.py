@@ -89,7 +89,7 @@ def _error(title: str, error: str, log: str | None) -> None:
     """An error as text: it may quote what a model wrote."""
     with st.container(border=True):
         st.html(markup.heading(title, f"log: {log}" if log else ""))
-        st.code(error, language=None, wrap_lines=True)
+        st.code(f.visible(error), language=None, wrap_lines=True)
 
 
 def _runs(summaries: list[RunSummary]) -> str:

@@ -155,7 +155,7 @@ def _judgment(of: Evaluated, judgment: Judgment) -> None:
 def _text(title: str, body: str) -> None:
     """Text of a model or a stranger: shown, never rendered."""
     st.html(markup.heading(title))
-    st.code(body or "(empty)", language=None, wrap_lines=True)
+    st.code(f.visible(body) or "(empty)", language=None, wrap_lines=True)
 
 
 def _label(one: Evaluated) -> str:
