@@ -106,5 +106,9 @@ STYLE = f"""<style>
 .h-root dt {{ font-size: 0.75rem; color: var(--muted); font-weight: 400; }}
 .h-root dd {{ margin: 0; padding: 0; font-size: 1.125rem; font-weight: 600; overflow-wrap: anywhere; }}
 .h-root dd small {{ display: block; font-size: 0.8125rem; font-weight: 400; color: var(--muted); }}
+/* Streamlit's own are below a contrast of 4.5 : 1. */
+[data-testid=stCaptionContainer], [data-testid=stCaptionContainer] * {{ opacity: 1 !important; }}
+[data-testid=stCaptionContainer] {{ color: light-dark(#56636F, #A3B0BE); }}
+[data-testid=stCode] .token {{ color: inherit !important; }}
 @media (max-width: 640px) {{ .h-root th.name {{ max-width: 9.5rem; }} .h-root th, .h-root td {{ padding: 0.4rem 0.5rem; }} }}
 </style>"""

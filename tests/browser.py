@@ -1,12 +1,20 @@
-"""A real Chromium for tests of pages, with what a page did wrong collected on the way."""
+"""The dashboard as a process and a real Chromium to see it, with what a page did wrong collected on the way."""
 
+import os
 import shutil
+import socket
+import subprocess
+import sys
+import time
+import urllib.request
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+ROOT = Path(__file__).resolve().parent.parent
+SERVE = "import sys; from dashboard.serve import main; main(sys.argv[1], int(sys.argv[2]))"
 ARGUMENTS = ["--headless", "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-sync"]
 ARGUMENTS += ["--disable-background-networking", "--disable-component-update"]
 
@@ -49,3 +57,32 @@ def _console(message: Any, faults: Faults) -> None:
     # Streamlit finds its base path by asking below the page's own path first: that 404 is its way, not a fault.
     if message.type == "error" and "/_stcore/" not in (message.location or {}).get("url", ""):
         faults.errors.append(message.text)
+
+
+@contextmanager
+def serving(url: str) -> Iterator[str]:
+    """The dashboard of the registry at `url` as its own process; gives its origin."""
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        port = free.getsockname()[1]
+    process = subprocess.Popen(
+        [sys.executable, "-c", SERVE, url, str(port)], cwd=ROOT, env=os.environ | {"PYTHONPATH": str(ROOT)}
+    )
+    origin = f"http://127.0.0.1:{port}"
+    try:
+        _wait_until_healthy(origin, process)
+        yield origin
+    finally:
+        process.terminate()
+        process.wait(timeout=30)
+
+
+def _wait_until_healthy(origin: str, process: subprocess.Popen) -> None:
+    deadline = time.monotonic() + 90
+    while time.monotonic() < deadline:
+        assert process.poll() is None, "the dashboard ended at once"
+        try:
+            with urllib.request.urlopen(f"{origin}/_stcore/health", timeout=5):
+                return
+        except OSError:
+            time.sleep(0.3)
+    raise AssertionError("the dashboard did not answer within 90 s")

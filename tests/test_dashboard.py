@@ -1,12 +1,9 @@
 """The pages: content through Streamlit's own test runner, security and links in a real browser."""
 
 import asyncio
-import os
 import re
 import shutil
 import socket
-import subprocess
-import sys
 import urllib.request
 from collections.abc import Iterator
 from html import unescape
@@ -22,7 +19,7 @@ from dashboard.charts import Trace, iterations, iterations_in_words, training, t
 from dashboard.ranking import board
 from db import views
 from db.registry import VERSION_TABLE, Registry
-from tests.browser import open_page
+from tests.browser import open_page, serving
 from tests.sample_registry import SCORES, Sample, fill
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -283,32 +280,8 @@ def test_every_option_is_known_to_streamlit() -> None:
 @pytest.fixture
 def server(registry: Registry) -> Iterator[str]:
     """The dashboard of `registry` as its own process; gives its origin."""
-    with socket.create_server(("127.0.0.1", 0)) as free:
-        port = free.getsockname()[1]
-    command = "import sys; from dashboard.serve import main; main(sys.argv[1], int(sys.argv[2]))"
-    environment = os.environ | {"PYTHONPATH": str(ROOT)}
-    process = subprocess.Popen([sys.executable, "-c", command, registry.url, str(port)], cwd=ROOT, env=environment)
-    origin = f"http://127.0.0.1:{port}"
-    try:
-        _wait_until_healthy(origin, process)
+    with serving(registry.url) as origin:
         yield origin
-    finally:
-        process.terminate()
-        process.wait(timeout=30)
-
-
-def _wait_until_healthy(origin: str, process: subprocess.Popen) -> None:
-    import time
-
-    deadline = time.monotonic() + 90
-    while time.monotonic() < deadline:
-        assert process.poll() is None, "the dashboard ended at once"
-        try:
-            with urllib.request.urlopen(f"{origin}/_stcore/health", timeout=5):
-                return
-        except OSError:
-            time.sleep(0.3)
-    raise AssertionError("the dashboard did not answer within 90 s")
 
 
 @pytest.mark.slow

@@ -37,6 +37,7 @@ def page() -> None:
         st.html(_summary(status))
         series = read(views.iteration_curves, run)
         if series:
+            st.header("Scores", anchor=False)
             draw_iterations(series)
         else:
             empty("No scores yet", "No policy of this run has been evaluated so far; the Runs page shows where it stands.")

@@ -1,0 +1,41 @@
+"""What a visitor who cannot see the page, or uses no mouse, meets: names, contrast, order, keyboard; both themes and widths."""
+
+import shutil
+from pathlib import Path
+
+import pytest
+
+from dashboard.demo import unpack
+from tests.browser import open_page, serving
+from tests.test_dashboard import PAGES
+
+CHECKS = (Path(__file__).parent / "accessibility.js").read_text(encoding="utf-8")
+PLACES = ["", *PAGES[1:]]
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(shutil.which("chromium") is None, reason="chromium is not installed: pages cannot be seen in a browser")
+@pytest.mark.parametrize("theme, width", [("light", 1440), ("dark", 390)])
+def test_nothing_serious_on_any_page(tmp_path: Path, theme: str, width: int) -> None:
+    pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
+    found = {}
+    with serving(unpack()) as origin:
+        options = {"viewport": {"width": width, "height": 1000}, "color_scheme": theme}
+        with open_page(tmp_path, origin, **options) as (page, faults):
+            for place in PLACES:
+                page.goto(f"{origin}/{place}")
+                page.wait_for_selector(".h-root")
+                page.wait_for_selector("[data-testid=stApp][data-test-script-state=notRunning]")
+                page.wait_for_timeout(300)
+                if findings := page.evaluate(CHECKS):
+                    found[place] = findings
+                assert page.evaluate("document.documentElement.scrollWidth") <= width, f"{place} scrolls sideways"
+            page.goto(f"{origin}/")
+            page.wait_for_selector(".h-root a")
+            reached = set()
+            for _ in range(60):
+                page.keyboard.press("Tab")
+                reached.add(page.evaluate("document.activeElement.closest('[data-testid]')?.dataset.testid"))
+            assert {"stSelectbox", "stHtml"} & reached, "the keyboard reaches the controls and the table's links"
+    assert faults.errors == [] and faults.foreign == []
+    assert found == {}
