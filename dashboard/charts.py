@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from dashboard import format as f
+from dashboard.theme import COLOURS
 from db.views import Point, Series
 
 Spec = dict[str, Any]
@@ -15,6 +16,9 @@ Spec = dict[str, Any]
 HEIGHT = 190
 GREY = "#888888"
 """Of what is drawn for reference only; legible on both themes."""
+POINTS = 240
+"""Points of one training curve that are sent: more than its width in pixels shows nothing more."""
+_ONE = {"values": [{}]}
 SCORE_AXIS = {"title": None, "scale": {"zero": False}, "axis": {"tickCount": 4}}
 
 
@@ -55,23 +59,25 @@ def iterations(series: Series) -> Spec:
             "score": f.score(point.cell),
             "checkpoint": f.plain(point.checkpoint),
             "n": point.cell.n,
-            "series": "score",  # one value: the mark takes the first colour of the theme
+            "colour": str((point.checkpoint_id - 1) % COLOURS),
         }
         for point in series.points
     ]
-    band = {"y": field("low", title=None), "y2": {"field": "high"}}
+    accent = {"color": {"datum": "0", "type": "nominal"}}  # the theme's first colour
+    band = accent | {"y": field("low", title=None), "y2": {"field": "high"}}
     score = {"y": field("value", **SCORE_AXIS)}
     layers: list[Spec] = [
         {"mark": {"type": "area", "opacity": 0.16, "line": False}, "encoding": band},
         {"mark": {"type": "rule", "opacity": 0.55, "strokeWidth": 1}, "encoding": band},
-        {"mark": {"type": "line", "strokeWidth": 2}, "encoding": score},
-        {"mark": {"type": "point", "filled": True, "size": 64, "opacity": 1}, "encoding": score},
+        {"mark": {"type": "line", "strokeWidth": 2}, "encoding": score | accent},
+        {"mark": {"type": "point", "filled": True, "size": 72, "opacity": 1}, "encoding": score | {"color": _colour(rows)}},
     ]
     first = next((row["value"] for row in rows if row["value"] is not None), None)
     if first is not None:
-        dashed = {"type": "rule", "strokeDash": [3, 3], "opacity": 0.6, "color": GREY}
-        # a datum, and no shared channel: this line has no policy
-        layers.insert(0, {"mark": dashed, "encoding": {"y": {"datum": first}, "x": None, "color": None, "tooltip": None}})
+        layers.insert(0, _reference_line(first, [3, 3]))
+    for point in series.baselines:
+        if point.cell.value is not None:
+            layers += [_reference_line(point.cell.value, [8, 3]), _line_label(point)]
     return chart(
         rows,
         layers,
@@ -83,7 +89,6 @@ def iterations(series: Series) -> Spec:
             scale={"padding": 0.35},
             axis={"labelAngle": 0, "grid": False},
         ),
-        color=field("series", "nominal", legend=None),
         tooltip=[
             field("checkpoint", "nominal", title="Checkpoint"),
             field("score", "nominal", title=f.metric_label(series.benchmark, series.metric)),
@@ -92,10 +97,32 @@ def iterations(series: Series) -> Spec:
     )
 
 
+def _colour(rows: list[dict[str, Any]]) -> Spec:
+    """Each checkpoint's own colour: the domain is whole, so that place n in it is colour n of the theme."""
+    return field("colour", "nominal", legend=None, scale={"domain": [str(i) for i in range(COLOURS)]})
+
+
+def _reference_line(value: float, dash: list[int]) -> Spec:
+    mark = {"type": "rule", "strokeDash": dash, "opacity": 0.7, "color": GREY}
+    # a datum, and no shared channel: this line has no policy; data of its own, or it is drawn once for each row
+    return {"mark": mark, "data": _ONE, "encoding": {"y": {"datum": value}, "x": None, "tooltip": None}}
+
+
+def _line_label(point: Point) -> Spec:
+    """The baseline's name at the right end of its line."""
+    mark = {"type": "text", "align": "right", "baseline": "bottom", "dy": -2, "fontSize": 11, "color": GREY}
+    at = {"y": {"datum": point.cell.value}, "x": {"value": "width"}, "tooltip": None}
+    return {"mark": mark, "data": _ONE, "encoding": at | {"text": {"value": f.plain(point.role).replace("_", " ")}}}
+
+
 def iterations_in_words(series: Series) -> str:
     """The chart's content as a sentence."""
     name, metric = f.benchmark_label(series.benchmark), f.metric_label(series.benchmark, series.metric)
-    return f"{name}, {metric}: " + "; ".join(f"{_name(point)} {f.score(point.cell)}" for point in series.points) + "."
+    return (
+        f"{name}, {metric}: "
+        + "; ".join(f"{_name(point)} {f.score(point.cell)}" for point in [*series.points, *series.baselines])
+        + "."
+    )
 
 
 def training(traces: Sequence[Trace]) -> Spec:
@@ -108,7 +135,7 @@ def training(traces: Sequence[Trace]) -> Spec:
         for stage, points in trace.stages:
             rows += [
                 {"step": offsets[stage] + step, "at": step, "value": value, "trace": trace.name, "stage": stage}
-                for step, value in points
+                for step, value in thinned(points, POINTS // len(trace.stages))
             ]
     starts = [{"step": offset, "stage": stage} for stage, offset in offsets.items()]
     several = len(traces) > 1
@@ -136,6 +163,23 @@ def training(traces: Sequence[Trace]) -> Spec:
     return chart(rows, layers, x=field("step", title=None, axis={"grid": False, "tickCount": 5, "tickMinStep": 1}))
 
 
+def thinned(points: Sequence[tuple[int, float | None]], most: int) -> list[tuple[int, float | None]]:
+    """No more than about `most` points: of each run of neighbours the lowest and the highest, so that no spike is lost.
+
+    A value that was not finite is kept: a gap is a finding.
+    """
+    if len(points) <= most:
+        return list(points)
+    size = -(-2 * len(points) // max(2, most))
+    kept: list[tuple[int, float | None]] = []
+    for start in range(0, len(points), size):
+        part = points[start : start + size]
+        known = [point for point in part if point[1] is not None]
+        ends = {min(known, key=lambda point: point[1]), max(known, key=lambda point: point[1])} if known else set()
+        kept += sorted(ends | {point for point in part if point[1] is None})
+    return kept
+
+
 def training_in_words(traces: Sequence[Trace]) -> str:
     """First and last value of each trace."""
     sentences = []
@@ -160,4 +204,6 @@ def _offsets(traces: Sequence[Trace]) -> dict[str, int]:
 
 
 def _name(point: Point) -> str:
-    return f"iteration {point.iteration}" if point.role == "iteration" else policy(point)
+    if point.role == "iteration":
+        return f"iteration {point.iteration}"
+    return policy(point) if point.role in ("base", "sft") else f"baseline {f.plain(point.role).replace('_', ' ')}"

@@ -7,7 +7,7 @@ import streamlit as st
 from dashboard import charts, markup
 from dashboard import format as f
 from dashboard.ranking import letters
-from db.views import Series
+from db.views import Point, Series
 
 COLUMNS = 3
 
@@ -35,18 +35,24 @@ def _chart(ordered: list[Series], index: int) -> None:
     cell = one.points[0].cell
     notes = [f.metric_label(one.benchmark, one.metric), f.data_version(one.version), f"n {cell.n_questions}"]
     title = f.benchmark_label(one.benchmark) + _letter(ordered, one)
-    st.html(markup.heading(title, "; ".join([*notes, f"judge: {f.judge(cell)}"])))
+    st.html(markup.heading(title, "; ".join([*notes, f"judge: {f.judge(cell)}"]), chart=True))
     st.vega_lite_chart(charts.iterations(one), alt=charts.iterations_in_words(one), key=f"iterations-{one.group}")
 
 
 def _numbers(ordered: list[Series]) -> str:
-    policies = list(dict.fromkeys(charts.policy(point) for one in ordered for point in one.points))
+    policies = [charts.policy(point) for one in ordered for point in one.points]
+    policies = list(dict.fromkeys([*policies, *(_baseline(point) for one in ordered for point in one.baselines)]))
     columns = [markup.Column("Benchmark"), *(markup.Column(_title(name), numeric=True) for name in policies)]
     rows = []
     for one in ordered:
         found = {charts.policy(point): f.score(point.cell) for point in one.points}
+        found |= {_baseline(point): f.score(point.cell) for point in one.baselines}
         rows.append([f.benchmark_label(one.benchmark) + _letter(ordered, one), *(found.get(name, f.ABSENT) for name in policies)])
     return markup.plain_table("Scores by iteration", columns, rows)
+
+
+def _baseline(point: Point) -> str:
+    return f"baseline {f.plain(point.role).replace('_', ' ')}"
 
 
 def _title(policy: str) -> str:

@@ -1,4 +1,4 @@
-"""The leaderboard as CSV, Markdown and JSON. Pure, text out; model-given names cannot act in any of them."""
+"""The leaderboard as CSV, Markdown, LaTeX and JSON. Pure, text out; model-given names cannot act in any of them."""
 
 import csv
 import io
@@ -12,7 +12,12 @@ from db.leaderboard import Cell, Row
 # What a spreadsheet takes for a formula at the start of a cell, full-width forms included
 # (OWASP, "CSV Injection").
 _FORMULA = ("=", "+", "-", "@", "\t", "\r", "\n", "＝", "＋", "－", "＠")
-_CELL_FIELDS = ("value", "low", "high", "n", "n_failed", "metric", "judge", "version", "group", "flags")
+_CHANGE = {"change": "value", "change_low": "low", "change_high": "high", "change_p": "p"}
+_CELL_FIELDS = ("value", "low", "high", *_CHANGE, "n", "n_failed", "metric", "judge", "version", "group", "flags")
+# What TeX would act on (The TeXbook, chapter 7: the characters with a category of their own).
+_TEX = {"\\": r"\textbackslash{}", "~": r"\textasciitilde{}", "^": r"\textasciicircum{}", "\u2212": "$-$", "\u2013": "--"}
+_TEX |= {mark: f"\\{mark}" for mark in "&%$#_{}"} | {"[": "{[}", "]": "{]}", f.FLAG: r"\textdagger{}", "\u2009": r"\,"}
+_TEX |= {"▲": r"$\blacktriangle$", "▼": r"$\blacktriangledown$", "<": r"\textless{}", ">": r"\textgreater{}"}
 
 
 def to_json(rows: list[Row]) -> list[dict[str, Any]]:
@@ -26,7 +31,8 @@ def to_csv(rows: list[Row]) -> str:
     Numbers stay numbers; text that a spreadsheet would take for a formula gets a leading apostrophe.
     """
     table = board(rows)
-    head = ["checkpoint", "kind", "iteration", "run", "parent", "answer_tokens", "seconds", "created_at", "fingerprint"]
+    head = ["checkpoint", "kind", "iteration", "run", "base", "parent", "answer_tokens", "seconds", "dollars", "created_at"]
+    head.append("fingerprint")
     columns = [(name, key) for name in table.benchmarks for key in _CELL_FIELDS]
     out = io.StringIO()
     writer = csv.writer(out, lineterminator="\n")
@@ -49,6 +55,37 @@ def to_markdown(rows: list[Row]) -> str:
         lines.append(_line([_escape(f.plain(line.row.name)), _escape(f.kind(line.row)), *cells, *measures]))
     notes = [f"- {_escape(note)}" for note in footnotes(table)]
     return "\n".join([*lines, "", "95 % intervals in brackets.", "", *notes]) + "\n"
+
+
+def to_latex(rows: list[Row]) -> str:
+    """A `tabular` of booktabs with the interval below each value; amssymb has the two triangles of a significant change."""
+    table = board(rows)
+    heads = ["Checkpoint", "Kind", *(_tex(f.benchmark_label(name)) for name in table.benchmarks)]
+    metrics = ["", "", *(_tex(_metrics(table, name)) for name in table.benchmarks)]
+    body = []
+    for line in table.lines:
+        cells = [line.cells.get(name) for name in table.benchmarks]
+        values = [_tex_value(table, cell) for cell in cells]
+        below = [_tex(" ".join(filter(None, (f.interval(cell), f.change(cell))))) if cell else "" for cell in cells]
+        body.append(_tex_line([_tex(f.plain(line.row.name)), _tex(f.kind(line.row)), *values]))
+        body.append(_tex_line(["", "", *(f"{{\\scriptsize {text}}}" if text else "" for text in below)]))
+    notes = [f"% {_one_line(note)}" for note in footnotes(table)]
+    columns = "ll" + "r" * len(table.benchmarks)
+    return "\n".join(
+        [
+            "% \\usepackage{booktabs,amssymb}; 95 % intervals in brackets.",
+            *notes,
+            f"\\begin{{tabular}}{{{columns}}}",
+            "\\toprule",
+            _tex_line(heads),
+            _tex_line(metrics),
+            "\\midrule",
+            *body,
+            "\\bottomrule",
+            "\\end{tabular}",
+            "",
+        ]
+    )
 
 
 def footnotes(table: Board) -> list[str]:
@@ -91,12 +128,14 @@ def _record(line: Ranked) -> dict[str, Any]:
         "kind": row.kind,
         "iteration": row.iteration,
         "run": row.run,
+        "base": row.base,
         "parent": row.parent,
         "fingerprint": row.fingerprint,
         "created_at": row.created_at.isoformat(),
         "held_out_reward": line.cells[f.HELD_OUT].value if f.HELD_OUT in line.cells else None,
         "answer_tokens": row.answer_tokens,
         "seconds": row.seconds,
+        "dollars": row.micro_dollars / 1e6,
         "scores": {name: _score(cell) for name, cell in line.cells.items()},
     }
 
@@ -107,7 +146,33 @@ def _score(cell: Cell) -> dict[str, Any]:
     return {name: getattr(cell, name) for name in fields} | {
         "starter": f.is_starter(cell.version),
         "flags": list(cell.flags),
+        **{name: getattr(cell.change, field) if cell.change else None for name, field in _CHANGE.items()},
     }
+
+
+def _metrics(table: Board, name: str) -> str:
+    return " or ".join(sorted({f.metric_label(name, line.cells[name].metric) for line in table.lines if name in line.cells}))
+
+
+def _tex(text: str) -> str:
+    return "".join(_TEX.get(character, character) for character in text)
+
+
+def _tex_line(cells: list[str]) -> str:
+    return " & ".join(cells) + " \\\\"
+
+
+def _tex_value(table: Board, cell: Cell | None) -> str:
+    if cell is None:
+        return _tex(f.ABSENT)
+    mark = table.letter(cell) + (f.FLAG if cell.flags else "")
+    value = _tex("withheld" if cell.value is None else f.number(cell.benchmark, cell.value))
+    return value + (f"\\textsuperscript{{{_tex(mark)}}}" if mark else "")
+
+
+def _one_line(text: str) -> str:
+    """Text for a comment of TeX, which ends with the line."""
+    return " ".join(text.split())
 
 
 def _neutral(value: Any) -> Any:

@@ -40,12 +40,31 @@ _METRICS = {
     "mc1": "MC1, %",
     "mc2": "MC2, %",
     "reward": "mean reward",
+    "style_controlled_score": "style control, %",
+    "avg_length": "mean characters",
+    "plus_pass@1": "pass@1 with added tests, %",
+    "exact_match_strict": "strict match, %",
+    "acc": "accuracy, %",
 }
+SECOND = {
+    "alpaca_eval": ("win_rate", "avg_length"),
+    "arena_hard": ("style_controlled_score",),
+    "arena_hard_v2": ("style_controlled_score",),
+    "human_eval": ("plus_pass@1",),
+    "mbpp": ("plus_pass@1",),
+    "truthful_qa": ("mc1",),
+    "gsm8k": ("exact_match_strict",),
+    "arc_challenge": ("acc",),
+}
+"""benchmark -> metrics that may stand beside its headline, in columns named `benchmark/metric`."""
+BESIDE = ("alpaca_eval/win_rate", "truthful_qa/mc1")
+"""Those of them that stand there unless a reader chooses otherwise: papers report both figures."""
+STYLED = ("arena_hard", "arena_hard_v2")
 _SCORES = {"arena_hard": "score, %", "mt_bench": "score, 1 to 10"}
 # How an answer that nobody judges is found right or wrong; by its log-likelihood where nothing is said here.
 _UNJUDGED = {"gsm8k": "exact match", "truthful_qa_generation": "overlap with references"}
-# Percentages carry one decimal: the intervals are several points wide. Scales of a few units need two.
-_DECIMALS = {"mt_bench": 2, HELD_OUT: 2}
+# Percentages carry one decimal: the intervals are several points wide. Scales of a few units need two, characters none.
+_DECIMALS = {"mt_bench": 2, HELD_OUT: 2, "alpaca_eval/avg_length": 0}
 _KINDS = {
     "base": "base",
     "sft": "SFT",
@@ -84,16 +103,27 @@ def _moves(character: str) -> bool:
 def order_benchmarks(names: set[str]) -> list[str]:
     """Benchmarks in the order of their columns."""
     known = list(_LABELS)
-    return sorted(names, key=lambda name: (name == HELD_OUT, known.index(name) if name in known else len(known), name))
+
+    def place(name: str) -> tuple[bool, int, str]:
+        benchmark = of(name)
+        return benchmark == HELD_OUT, known.index(benchmark) if benchmark in known else len(known), name
+
+    return sorted(names, key=place)
 
 
-def benchmark_label(name: str) -> str:
+def of(column: str) -> str:
+    """The benchmark of a column: `benchmark`, its headline, or `benchmark/metric`."""
+    return column.partition("/")[0]
+
+
+def benchmark_label(column: str) -> str:
+    name = of(column)
     return _LABELS.get(name) or plain(name).replace("_", " ").capitalize().replace("Held out", "Held-out")
 
 
 def metric_label(benchmark: str, metric: str) -> str:
     """Metric with its unit."""
-    known = _METRICS.get(metric) or (_SCORES.get(benchmark) if metric == "score" else None)
+    known = _METRICS.get(metric) or (_SCORES.get(of(benchmark)) if metric == "score" else None)
     return known or plain(metric).replace("_", " ")
 
 
@@ -128,25 +158,39 @@ def score(cell: Cell | None) -> str:
     return " ".join(part for part in (number(cell.benchmark, cell.value), interval(cell)) if part)
 
 
+def signed(benchmark: str, value: float) -> str:
+    """A difference of scores: the benchmark's decimals, with its sign."""
+    text = number(benchmark, value)
+    return f"+{text}" if value > 0 and text.strip("0.") else text
+
+
+def change(cell: Cell) -> str:
+    """Difference from the parent, marked only where the paired test is significant: `▲ +3.1`, `+0.4`."""
+    if cell.change is None or cell.value is None:
+        return ""
+    mark = {"IMPROVED": "▲ ", "REGRESSED": "▼ "}.get(cell.change.verdict, "")
+    return mark + signed(cell.benchmark, cell.change.value)
+
+
 def describe(cell: Cell) -> str:
-    """One cell in full, for a tooltip or a reader of the screen."""
-    name, metric = benchmark_label(cell.benchmark), metric_label(cell.benchmark, cell.metric)
-    parts = [f"{name} ({metric}): {number(cell.benchmark, cell.value)}"]
+    """What a cell does not show itself, for its tooltip: how it was computed, from how much, by whom."""
+    parts = [metric_label(cell.benchmark, cell.metric)]
     if cell.value is None:
         bounds = " to ".join(number(cell.benchmark, bound) for bound in (cell.worst, cell.best))
-        parts = [f"{name} ({metric}): withheld, {cell.n_failed} of {cell.n + cell.n_failed} failed; it lies within {bounds}"]
-    elif interval(cell):
-        parts.append(f"95 % interval {number(cell.benchmark, cell.low)} to {number(cell.benchmark, cell.high)}")
+        parts = [f"withheld, {cell.n_failed} of {cell.n + cell.n_failed} failed; it lies within {bounds}"]
     parts += [f"n = {cell.n}, {cell.n_failed} failed", *([] if cell.complete else ["evaluation not complete"])]
-    parts += [plain(cell.method), f"judge: {judge(cell)}", f"data: {plain(cell.version)}"]
+    parts += [plain(cell.method), f"judge: {judge(cell)}"]
     parts += [f"flagged: {plain(flag['reason'])}" for flag in cell.flags]
+    if change(cell):
+        test = f"paired over {cell.change.n} questions, p {p_value(cell.change.p)} adjusted, {cell.change.verdict.lower()}"
+        parts.append(f"against {plain(cell.change.against)}: {signed(cell.benchmark, cell.change.value)}, {test}")
     return "; ".join(parts)
 
 
 def judge(cell: Cell | Group) -> str:
     """Who gave the verdicts, in words."""
     if cell.judge_kind == "none":
-        return f"none, {_UNJUDGED.get(cell.benchmark, 'log-likelihood')}"
+        return f"none, {_UNJUDGED.get(of(cell.benchmark), 'log-likelihood')}"
     return "sandbox, code was run" if cell.judge_kind == "sandbox" else plain(cell.judge)
 
 
@@ -247,6 +291,17 @@ def size(count_of_bytes: int | None) -> str:
             break
         value /= 1024
     return f"{value:.0f} {unit}" if value >= 99.5 or unit == "B" else f"{value:.1f} {unit}"
+
+
+def dollars(micro_dollars: float) -> str:
+    """Money, to the cent where there is a cent."""
+    value = micro_dollars / 1e6
+    return ABSENT if not value else f"${value:,.2f}" if value >= 0.1 else f"${value:.4f}"
+
+
+def day(value: datetime | None) -> str:
+    """Date in UTC."""
+    return ABSENT if value is None else f"{value:%Y-%m-%d}"
 
 
 def moment(value: datetime | None) -> str:

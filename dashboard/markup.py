@@ -1,14 +1,15 @@
 """The tables as HTML. Every piece of text passes through `text`, so nothing that a model or a stranger wrote can act."""
 
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from html import escape
 
 from dashboard import format as f
 from dashboard.export import footnotes
 from dashboard.ranking import Board, Ranked, Section
-from db.leaderboard import Cell
+from dashboard.theme import COLOURS
+from db.leaderboard import Cell, Group, Row
 
 
 @dataclass(frozen=True)
@@ -25,8 +26,31 @@ class Column:
         return "n" if self.numeric else "wide" if self.wide else ""
 
 
+CHANGES = (
+    "Below each interval: the difference from the parent on the questions that both answered; ▲ and ▼ only where a paired test, "
+    "adjusted over the benchmarks, is significant."
+)
+
+
 class Markup(str):
     """HTML that is already safe."""
+
+
+@dataclass(frozen=True)
+class Measure:
+    """A column of what is known of a checkpoint besides its scores."""
+
+    title: str
+    note: str
+    value: Callable[[Row], str]
+
+
+MEASURES = (
+    Measure("Answer", "mean tokens", lambda row: f.count(row.answer_tokens)),
+    Measure("Time", "training", lambda row: f.duration(row.seconds)),
+    Measure("Judged for", "dollars", lambda row: f.dollars(row.micro_dollars)),
+    Measure("Date", "UTC", lambda row: f.day(row.created_at)),
+)
 
 
 def text(value: object) -> Markup:
@@ -34,13 +58,20 @@ def text(value: object) -> Markup:
     return Markup(escape(f.plain(str(value))))
 
 
+def dot(checkpoint_id: int) -> Markup:
+    """The colour that a checkpoint has on every page; its name beside it carries the meaning."""
+    return Markup(f'<i class="dot c{(checkpoint_id - 1) % COLOURS}"></i>')
+
+
 def root(*parts: str) -> Markup:
     """A block that the style sheet applies to."""
     return Markup(f'<div class="h-root">{"".join(parts)}</div>')
 
 
-def heading(title: str, note: str = "") -> Markup:
-    return root(f"<h3>{text(title)}{f'<small>{text(note)}</small>' if note else ''}</h3>")
+def heading(title: str, note: str = "", chart: bool = False) -> Markup:
+    """A title with a note below it; `chart`: above one chart of several in a row."""
+    style = ' class="chart"' if chart else ""
+    return root(f"<h3{style}>{text(title)}{f'<small>{text(note)}</small>' if note else ''}</h3>")
 
 
 def facts(pairs: Sequence[tuple[str, str, str]]) -> Markup:
@@ -71,17 +102,16 @@ def leaderboard(board: Board, benchmark: str | None, links: bool = True) -> Mark
     head = ['<th scope="col" class="name">Checkpoint</th>']
     head += ['<th scope="col" class="n">Rank<small>range</small></th>'] if ranked else []
     head += [_column(board, name, name == benchmark) for name in board.benchmarks]
-    head += [
-        '<th scope="col" class="n">Answer<small>mean tokens</small></th>',
-        '<th scope="col" class="n">Time<small>training</small></th>',
-    ]
+    measures = [one for one in MEASURES if any(one.value(line.row) != f.ABSENT for line in board.lines)]
+    head += [f'<th scope="col" class="n">{one.title}<small>{one.note}</small></th>' for one in measures]
     bodies = []
     for section in board.sections:
-        title = _section(section, benchmark, len(head)) if len(board.sections) > 1 else ""
-        lines = "".join(_line(board, line, scales, ranked, links) for line in section.lines)
+        title = _section(section, board.sections[0], benchmark, len(head)) if len(board.sections) > 1 else ""
+        lines = "".join(_line(board, line, scales, ranked, links, measures) for line in section.lines)
         bodies.append(f"<tbody>{title}{lines}</tbody>")
-    table = _scroll("Leaderboard", f"<thead><tr>{''.join(head)}</tr></thead>{''.join(bodies)}")
-    notes = "".join(f"<li>{text(note)}</li>" for note in footnotes(board))
+    table = _scroll("Leaderboard", f"<thead><tr>{''.join(head)}</tr></thead>{''.join(bodies)}", "board")
+    notes = [*footnotes(board), *([CHANGES] if any(f.change(c) for line in board.lines for c in line.cells.values()) else [])]
+    notes = "".join(f"<li>{text(note)}</li>" for note in notes)
     return root(table, f'<ul class="notes">{notes}</ul>')
 
 
@@ -100,11 +130,12 @@ def state(status: str) -> Markup:
     return Markup(f'<span class="{colour}">{text(status)}</span>')
 
 
-def _scroll(caption: str, rows: str) -> str:
+def _scroll(caption: str, rows: str, style: str = "") -> str:
     label = text(caption)
     # Reachable by keyboard, so that what lies to the right can be scrolled to without a mouse.
     region = f'<div class="h-scroll" role="region" tabindex="0" aria-label="{label}">'
-    return f'{region}<table aria-label="{label}">{rows}</table></div>'
+    named = f' class="{style}"' if style else ""
+    return f'{region}<table{named} aria-label="{label}">{rows}</table></div>'
 
 
 def _column(board: Board, name: str, sorts: bool) -> str:
@@ -125,7 +156,7 @@ def _descending(cells: list[Cell]) -> bool:
     return all(cell.higher_is_better is not False for cell in cells)
 
 
-def _section(section: Section, benchmark: str | None, width: int) -> str:
+def _section(section: Section, first: Section, benchmark: str | None, width: int) -> str:
     if section.flagged:
         label = Markup("<b>Not ranked:</b> flagged, see the notes below")
     elif section.group is None or section.metric is None or benchmark is None:
@@ -134,25 +165,49 @@ def _section(section: Section, benchmark: str | None, width: int) -> str:
         group = section.group
         parts = [f.metric_label(group.benchmark, section.metric), f.data_version(group.version), f"judge: {f.judge(group)}"]
         label = Markup(f"<b>Ranked together:</b> {text(f.benchmark_label(group.benchmark))}, {text('; '.join(parts))}")
+        why = _apart(group, section.metric, first)
+        label = Markup(f"{label}. {text(f'Not ranked with those above: {why}.')}") if why else label
     return f'<tr><th class="group" scope="rowgroup" colspan="{width}"><span>{label}</span></th></tr>'
 
 
-def _line(board: Board, line: Ranked, scales: dict[str, tuple[float, float]], ranked: bool, links: bool) -> str:
+def _apart(group: Group, metric: str, first: Section) -> str:
+    """How a section's numbers differ from the first one's; empty for the first."""
+    if first.group is None or first.metric is None:
+        return ""
+    differs = (
+        ("another judge", group.judge, first.group.judge),
+        ("other data", group.version, first.group.version),
+        ("other answer settings", group.settings_hash, first.group.settings_hash),
+        ("another metric", metric, first.metric),
+    )
+    return ", ".join(words for words, mine, theirs in differs if mine != theirs) or (
+        "another prompt or configuration of the judge" if group.key != first.group.key else ""
+    )
+
+
+def _line(
+    board: Board,
+    line: Ranked,
+    scales: dict[tuple[str, str], tuple[float, float]],
+    ranked: bool,
+    links: bool,
+    measures: Sequence[Measure],
+) -> str:
     row = line.row
-    details = text(f.kind(row))
+    details = text(f.kind(row) + (f" from {f.plain(row.base)}" if row.base else ""))
     if row.kind in ("published", "canary"):
         details = Markup(f'<span class="chip">{details}</span>')
     card = f'<a href="checkpoint?fingerprint={text(row.fingerprint)}">{text(row.name)}</a>' if links else text(row.name)
-    name = f'<th scope="row" class="name" title="{text(row.fingerprint[:16])}">{card}<small>{details}</small></th>'
-    rank = f'<td class="n">{text(f.rank(line.rank))}</td>' if ranked else ""
+    name = f'<th scope="row" class="name">{card}<small>{dot(row.checkpoint_id)}{details}</small></th>'
+    rank = f"<td>{text(f.rank(line.rank))}</td>" if ranked else ""
     cells = "".join(_cell(board, line.cells.get(name), scales, links) for name in board.benchmarks)
-    measures = f'<td class="n">{text(f.count(row.answer_tokens))}</td><td class="n">{text(f.duration(row.seconds))}</td>'
-    return f"<tr>{name}{rank}{cells}{measures}</tr>"
+    rest = "".join(f"<td>{text(one.value(row))}</td>" for one in measures)
+    return f"<tr>{name}{rank}{cells}{rest}</tr>"
 
 
-def _cell(board: Board, cell: Cell | None, scales: dict[str, tuple[float, float]], links: bool) -> str:
+def _cell(board: Board, cell: Cell | None, scales: dict[tuple[str, str], tuple[float, float]], links: bool) -> str:
     if cell is None:
-        return f'<td class="n absent">{f.ABSENT}</td>'
+        return f'<td class="absent">{f.ABSENT}</td>'
     marks = []
     if cell.n_failed:
         marks.append(f"{cell.n_failed} failed")
@@ -166,25 +221,34 @@ def _cell(board: Board, cell: Cell | None, scales: dict[str, tuple[float, float]
     superscript = f"<sup>{text(mark)}</sup>" if mark else ""
     interval = f.interval(cell)
     low_high = f'<span class="i">{text(interval)}</span>{_bar(cell, scales)}' if interval else ""
-    return f'<td class="n" title="{text(f.describe(cell))}"><span class="v">{value}</span>{superscript}{low_high}{warnings}</td>'
+    below = f"{low_high}{_change(cell)}{warnings}"
+    return f'<td title="{text(f.describe(cell))}"><b>{value}</b>{superscript}{below}</td>'
 
 
-def _bar(cell: Cell, scales: dict[str, tuple[float, float]]) -> str:
+def _change(cell: Cell) -> str:
+    """The difference from the parent; only a significant one has a mark and a colour."""
+    shown = f.change(cell)
+    if not shown:
+        return ""
+    colour = {"IMPROVED": "good", "REGRESSED": "bad"}.get(cell.change.verdict, "absent")
+    return f'<small><span class="{colour}">{text(shown)}</span></small>'
+
+
+def _bar(cell: Cell, scales: dict[tuple[str, str], tuple[float, float]]) -> str:
     """Value and interval on the scale of the comparability group: where two bars overlap, the intervals do."""
-    low, high = scales.get(cell.group, (0.0, 0.0))
+    low, high = scales.get((cell.benchmark, cell.group), (0.0, 0.0))
     width = high - low
     if width <= 0 or cell.value is None or cell.low is None or cell.high is None:
         return ""
     left, right, middle = (100 * (value - low) / width for value in (cell.low, cell.high, cell.value))
-    span = f'<i style="left:{left:.1f}%;width:{right - left:.1f}%"></i><b style="left:{middle:.1f}%"></b>'
-    return f'<span class="bar" aria-hidden="true">{span}</span>'
+    return f'<i class="bar" style="--l:{left:.0f}%;--w:{max(1.0, right - left):.0f}%;--m:{middle:.0f}%"></i>'
 
 
-def _scales(board: Board) -> dict[str, tuple[float, float]]:
-    """Comparability group -> least and greatest end of its intervals; only groups with cells to compare."""
-    ends: dict[str, list[float]] = defaultdict(list)
+def _scales(board: Board) -> dict[tuple[str, str], tuple[float, float]]:
+    """(column, comparability group) -> least and greatest end of its intervals; only groups with cells to compare."""
+    ends: dict[tuple[str, str], list[float]] = defaultdict(list)
     for line in board.lines:
         for cell in line.cells.values():
             if cell.value is not None and cell.low is not None and cell.high is not None:
-                ends[cell.group] += [cell.low, cell.high]
-    return {group: (min(values), max(values)) for group, values in ends.items() if len(values) > 2}
+                ends[cell.benchmark, cell.group] += [cell.low, cell.high]
+    return {place: (min(values), max(values)) for place, values in ends.items() if len(values) > 2}

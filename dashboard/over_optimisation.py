@@ -17,7 +17,7 @@ def over_optimisation(points: Sequence[Rewarded]) -> Spec:
     rows = [
         {
             "kl": point.kl,
-            "policy": _policy(point),
+            "policy": policy(point),
             "value": cell.value,
             "low": cell.low,
             "high": cell.high,
@@ -29,7 +29,7 @@ def over_optimisation(points: Sequence[Rewarded]) -> Spec:
         if cell is not None and point.kl is not None
     ]
     names = list(_NAMES.values())
-    legend = {"title": None, "orient": "top", "symbolType": "stroke"}
+    legend = {"title": None, "orient": "top", "symbolType": "stroke", "symbolOpacity": 1}
     value = {"y": field("value", **SCORE_AXIS | {"title": "mean reward"})}
     line = value | {"order": field("order"), "strokeDash": field("reward", "nominal", sort=names, legend=legend)}
     bars = {"y": field("low", title="mean reward"), "y2": {"field": "high"}}
@@ -41,7 +41,7 @@ def over_optimisation(points: Sequence[Rewarded]) -> Spec:
             {"mark": {"type": "point", "filled": True, "size": 48, "opacity": 1}, "encoding": value},
             {"mark": {"type": "text", "dy": -10, "fontSize": 11}, "encoding": value | {"text": field("policy", "nominal")}},
         ],
-        height=HEIGHT + 60,
+        height=HEIGHT + 90,
         x=field("kl", title="KL to the reference, nats a response", axis={"grid": False, "tickCount": 5}),
         color=field("reward", "nominal", sort=names, legend=legend),
         tooltip=[
@@ -56,11 +56,12 @@ def over_optimisation(points: Sequence[Rewarded]) -> Spec:
 def in_words(points: Sequence[Rewarded]) -> str:
     """The chart's content as sentences."""
     parts = [
-        f"{_policy(point)}: KL {f.decimal(point.kl, 2)}, proxy {f.score(point.proxy)}, gold {f.score(point.gold)}"
+        f"{policy(point)}: KL {f.decimal(point.kl, 2)}, proxy {f.score(point.proxy)}, gold {f.score(point.gold)}"
         for point in points
     ]
     return "; ".join(parts) + "."
 
 
-def _policy(point: Rewarded) -> str:
+def policy(point: Rewarded) -> str:
+    """A policy in words: `SFT`, `iteration 2`."""
     return f"iteration {point.iteration}" if point.role == "iteration" else {"sft": "SFT"}.get(point.role, point.role)

@@ -1,6 +1,7 @@
 """Which cells stand in the table, and which of them may be ranked together. Pure."""
 
-from collections import defaultdict
+from collections import Counter, defaultdict
+from collections.abc import Collection
 from dataclasses import dataclass, replace
 
 from dashboard.format import is_starter, order_benchmarks
@@ -58,19 +59,21 @@ class Board:
         return letters(keys.index(cell.group)) if len(keys) > 1 else ""
 
 
-def board(rows: list[Row], benchmark: str | None = None, group: str | None = None) -> Board:
+def board(
+    rows: list[Row], benchmark: str | None = None, group: str | None = None, columns: Collection[str] | None = None
+) -> Board:
     """Rows sorted and ranked by `benchmark` within each of its comparability groups; without one, in the order given.
 
     A checkpoint with several evaluations of a benchmark shows the one in the group that most others are in, so that as
     much as possible can be compared; groups on the real benchmark come before those on the starter set. `group` is the
-    key of one that comes before all others.
+    key of one that comes before all others; `columns`, where given, are the only ones that stand in the table.
     """
     found = {name: order_groups(several, group) for name, several in groups(rows).items()}
     chosen = {row.checkpoint_id: {name: _choose(row, name, several) for name, several in found.items()} for row in rows}
     cells = {identity: {name: cell for name, cell in of_row.items() if cell} for identity, of_row in chosen.items()}
     used = {cell.group for of_row in cells.values() for cell in of_row.values()}
     found = {name: [one for one in several if one.key in used] for name, several in found.items()}
-    shown = order_benchmarks(set(found))
+    shown = order_benchmarks(set(found) if columns is None else found.keys() & set(columns))
     if benchmark is None or benchmark not in found:
         lines = [Ranked(row, cells[row.checkpoint_id], None) for row in rows]
         return Board(shown, found, [Section(None, None, lines)] if lines else [])
@@ -86,6 +89,24 @@ def board(rows: list[Row], benchmark: str | None = None, group: str | None = Non
         together_in, metric, flagged = (by_key[key[0]], *key[1:]) if key else (None, None, False)
         sections.append(Section(together_in, metric, _rank(together[key], cells, benchmark, flagged), flagged))
     return Board(shown, found, sections)
+
+
+def comparable(table: Board) -> Board:
+    """Only what may be compared: the first section's lines, and in each column the cells of the group that most of them share."""
+    if not table.sections:
+        return table
+    first = table.sections[0]
+    kept: dict[str, str] = {}
+    for name in table.benchmarks:
+        counts = Counter(line.cells[name].group for line in first.lines if name in line.cells and not line.cells[name].flags)
+        if counts:
+            kept[name] = counts.most_common(1)[0][0]
+    lines = [
+        replace(line, cells={name: cell for name, cell in line.cells.items() if kept.get(name) == cell.group})
+        for line in first.lines
+    ]
+    groups = {name: [one for one in several if one.key == kept.get(name)] for name, several in table.groups.items()}
+    return Board([name for name in table.benchmarks if name in kept], groups, [replace(first, lines=lines)])
 
 
 def order_groups(several: list[Group], first: str | None = None) -> list[Group]:

@@ -55,6 +55,8 @@ def options(host: str, port: int) -> dict[str, Any]:
         "browser.gatherUsageStats": False,
         "client.toolbarMode": "viewer",
         "client.showErrorLinks": False,
+        # A string that stands by itself would be written onto the page.
+        "runner.magicEnabled": False,
         "logger.hideWelcomeMessage": True,
     } | theme.options()
 

@@ -4,23 +4,45 @@ A cell belongs to a comparability group: benchmark, data version, answer setting
 measure different things; they stand in one table but are never ranked together.
 """
 
+import json
 from bisect import bisect_left, bisect_right
 from collections import defaultdict
-from collections.abc import Hashable, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Collection, Hashable, Mapping
+from dataclasses import dataclass, field, replace
 from datetime import datetime
 from functools import lru_cache
 
-from sqlalchemy import ColumnElement, String, and_, cast, func, or_, select
+from sqlalchemy import ColumnElement, String, Subquery, and_, cast, func, or_, select
 from sqlalchemy.orm import Session, aliased
 
 from core.errors import RegistryError
 from core.fingerprint import digest
 from db.judges import Trust, trust_of
-from db.models import AnswerSet, Checkpoint, Evaluation, Judge, Run, RunCheckpoint, Score, StageRun
+from db.models import AnswerSet, Checkpoint, Cost, Evaluation, Judge, Run, RunCheckpoint, Score, StageRun
 
 POLICY_KINDS = ("base", "sft", "iteration", "third_party", "published", "canary")
 """Checkpoint kinds that answer questions; reward and preference models have no row."""
+
+
+@dataclass(frozen=True, slots=True)
+class Change:
+    """A paired test of one evaluation against the parent's of the same comparability group, in the benchmark's unit."""
+
+    against: str
+    """Name of the parent."""
+    value: float
+    """Mean difference of the verdicts per question: for a headline that a model is fitted to, of the raw verdicts."""
+    low: float | None
+    high: float | None
+    p: float
+    """Holm-adjusted over the checkpoint's benchmarks."""
+    n: int
+    verdict: str
+    """A word of `evals.comparison.Verdict`."""
+
+    @property
+    def significant(self) -> bool:
+        return self.verdict in ("IMPROVED", "REGRESSED")
 
 
 @dataclass(slots=True)
@@ -60,6 +82,8 @@ class Cell:
     judge_id: int = 0
     flags: tuple[dict[str, str], ...] = ()
     """Why a reader should doubt it, [{"flag", "reason"}]; a flagged cell is not ranked with others."""
+    change: Change | None = None
+    """Against the parent, where both were evaluated alike; only of headlines."""
     trust: Trust | None = None
     """What is known of its judge; filled in by `leaderboard`."""
 
@@ -80,6 +104,10 @@ class Row:
     created_at: datetime
     seconds: float | None
     """Wall-clock of the stages that made it: for an iteration, everything from generation to training."""
+    base: str | None = None
+    """The first of its line, where that is another checkpoint."""
+    micro_dollars: int = 0
+    """What judging it cost."""
     cells: dict[str, Cell] = field(default_factory=dict)
     """benchmark -> its headline cell: of several evaluations the newest among the complete ones with most questions."""
     evaluations: dict[str, list[Cell]] = field(default_factory=dict)
@@ -118,42 +146,61 @@ class Group:
     trust: Trust | None = None
 
 
-def leaderboard(session: Session, run: str | None = None, benchmarks: list[str] | None = None) -> list[Row]:
+def leaderboard(
+    session: Session, run: str | None = None, benchmarks: list[str] | None = None, metrics: Collection[str] = ()
+) -> list[Row]:
     """Every policy checkpoint, oldest first, evaluated or not; `run` keeps those that play a part in that run.
 
-    Raises RegistryError for a run that is not there.
+    `metrics`, each `benchmark/metric`, are scores to show beside the headlines: a row holds them under that name, as if they
+    were benchmarks of their own. Raises RegistryError for a run that is not there.
     """
     wanted = Checkpoint.kind.in_(POLICY_KINDS)
     if run is not None:
         identity = run_id(session, run)
         played = select(RunCheckpoint.checkpoint_id).where(RunCheckpoint.run_id == identity)
         wanted = and_(wanted, or_(Checkpoint.run_id == identity, Checkpoint.id.in_(played)))
-    parent = aliased(Checkpoint)
+    parent, money = aliased(Checkpoint), _money()
     query = (
         select(
             *(Checkpoint.run_id, Checkpoint.stage_key),
             *(Checkpoint.id, Checkpoint.name, Checkpoint.kind, Checkpoint.source, Checkpoint.iteration, Run.name),
             *(parent.name, Checkpoint.fingerprint, Checkpoint.created_at),
+            *(Checkpoint.parent_id, money.c.spent),
         )
         .outerjoin(Run, Checkpoint.run_id == Run.id)
         .outerjoin(parent, Checkpoint.parent_id == parent.id)
+        .outerjoin(money, money.c.checkpoint_id == Checkpoint.id)
         .where(wanted)
         .order_by(Checkpoint.id)
     )
     by_stage, by_iteration = _seconds(session)
-    rows = {}
-    for made_by, stage_key, *values in session.execute(query):
-        row = Row(*values, seconds=None)
+    rows: dict[int, Row] = {}
+    parents: dict[int, int | None] = {}
+    for made_by, stage_key, *values, parent_id, spent in session.execute(query):
+        row = Row(*values, seconds=None, micro_dollars=int(spent or 0))
+        parents[row.checkpoint_id] = parent_id
         row.seconds = by_iteration.get((made_by, row.iteration)) if row.kind == "iteration" else by_stage.get(stage_key)
         rows[row.checkpoint_id] = row
-    filters = [Score.headline]
+    _add_bases(rows, parents)
+    wanted_metrics = [
+        and_(AnswerSet.benchmark == name.partition("/")[0], Score.metric == name.partition("/")[2]) for name in metrics
+    ]
+    filters = [or_(Score.headline, *wanted_metrics)]
     if run is not None:
         filters.append(AnswerSet.checkpoint_id.in_(rows))
     if benchmarks is not None:
         filters.append(AnswerSet.benchmark.in_(benchmarks))
     for cell in cells(session, *filters):
-        if cell.checkpoint_id in rows:
-            rows[cell.checkpoint_id].evaluations.setdefault(cell.benchmark, []).append(cell)
+        if cell.checkpoint_id not in rows:
+            continue
+        evaluations = rows[cell.checkpoint_id].evaluations
+        if cell.headline:
+            evaluations.setdefault(cell.benchmark, []).append(cell)
+        column = f"{cell.benchmark}/{cell.metric}"
+        if column in metrics:
+            beside = replace(cell, change=None) if cell.headline else cell
+            beside.benchmark = column
+            evaluations.setdefault(column, []).append(beside)
     _add_trust(session, rows)
     for row in rows.values():
         for benchmark, found in row.evaluations.items():
@@ -212,16 +259,18 @@ def cells(session: Session, *filters: ColumnElement[bool]) -> list[Cell]:
         .join(AnswerSet, Evaluation.answer_set_id == AnswerSet.id)
         .where(*filters)
     )
-    # Few evaluations have flags: they come in a query of their own, which parses nothing of the others.
-    flagged = select(Evaluation.id, Evaluation.flags).where(cast(Evaluation.flags, String) != "[]")
-    flags = {identity: tuple(listed or ()) for identity, listed in session.execute(flagged)}
+    noted = _noted(session)
     found = []
     # On the connection: nothing here is an ORM object, and the session's own loading costs a third more.
     for *values, judge_id in session.connection().execute(query):
         key, name, kind = judges[judge_id]
         _, benchmark, version, settings_hash, *_ = values
         group = _group(benchmark, version, settings_hash, key)
-        found.append(Cell(*values, name, kind, group, judge_id, flags.get(values[7], ())))
+        flags, change = noted.get(values[7], ((), None))
+        cell = Cell(*values, name, kind, group, judge_id, flags)
+        if cell.headline:
+            cell.change = change
+        found.append(cell)
     return found
 
 
@@ -235,6 +284,44 @@ def run_id(session: Session, name: str) -> int:
         f"the newest are {', '.join(newest)}" if newest else "there is none yet; start one with `harness train-and-eval RECIPE`"
     )
     raise RegistryError(f"There is no run named {name!r}; {known}.")
+
+
+def _noted(session: Session) -> dict[int, tuple[tuple[dict[str, str], ...], Change | None]]:
+    """evaluation id -> (its flags, its change against the parent as `evals.changes` stored it), where it has one of them.
+
+    Asked apart from the scores: what few evaluations have is not parsed for all.
+    """
+    stored = Evaluation.statistics["change"].as_string()
+    flagged = cast(Evaluation.flags, String) != "[]"
+    names = ("against", "value", "low", "high", "adjusted_p", "n", "verdict")
+    found = {}
+    for identity, flags, text in session.execute(
+        select(Evaluation.id, Evaluation.flags, stored).where(or_(flagged, stored.is_not(None)))
+    ):
+        change = Change(*(json.loads(text)[name] for name in names)) if text else None
+        found[identity] = (tuple(flags or ()), change)
+    return found
+
+
+def _add_bases(rows: Mapping[int, Row], parents: Mapping[int, int | None]) -> None:
+    for identity, row in rows.items():
+        first, seen = identity, {identity}
+        while (above := parents.get(first)) in rows and above not in seen:
+            seen.add(above)
+            first = above
+        row.base = rows[first].name if first != identity else None
+
+
+def _money() -> Subquery:
+    """What the judging of each checkpoint cost, as the evaluations added it up."""
+    return (
+        select(AnswerSet.checkpoint_id, func.sum(Cost.micro_dollars).label("spent"))
+        .join(Evaluation, and_(Cost.scope == "evaluation", Cost.scope_key == Evaluation.key))
+        .join(AnswerSet, Evaluation.answer_set_id == AnswerSet.id)
+        .where(Cost.micro_dollars > 0)
+        .group_by(AnswerSet.checkpoint_id)
+        .subquery()
+    )
 
 
 def _seconds(session: Session) -> tuple[dict[str, float], dict[tuple[int, int], float]]:

@@ -8,19 +8,36 @@ from typing import Any
 from sqlalchemy import case, func, select
 from sqlalchemy.orm import Session
 
-from db.judges import judge_cards
+from db.judges import PEOPLE, judge_cards
 from db.leaderboard import POLICY_KINDS, Cell, Group, Row, cells, groups, leaderboard, rank_ranges, run_id
-from db.models import AnswerSet, Checkpoint, Curve, Iteration, PreferenceSet, Run, RunCheckpoint, Score, StageRun, now
+from db.lineage import baselines, lineage
+from db.models import (
+    AnswerSet,
+    Checkpoint,
+    Curve,
+    Evaluation,
+    Iteration,
+    Judge,
+    PreferenceSet,
+    Run,
+    RunCheckpoint,
+    Score,
+    StageRun,
+    now,
+)
 
 __all__ = [
+    "PEOPLE",
     "POLICY_KINDS",
     "Cell",
     "Group",
     "Row",
+    "canaries",
     "groups",
     "iteration_curves",
     "judge_cards",
     "leaderboard",
+    "lineage",
     "preference_statistics",
     "rank_ranges",
     "run_status",
@@ -107,7 +124,7 @@ class Point:
     """One checkpoint on an iteration curve."""
 
     role: str
-    """base | sft | iteration."""
+    """base | sft | iteration; of a baseline its label, e.g. offline_dpo."""
     iteration: int
     checkpoint_id: int
     checkpoint: str
@@ -124,6 +141,8 @@ class Series:
     judge: str
     version: str
     points: list[Point] = field(default_factory=list)
+    baselines: list[Point] = field(default_factory=list)
+    """Of offline baselines that started from the same first policy (see `db.lineage.baselines`)."""
 
 
 def runs(session: Session, at: datetime | None = None) -> list[RunSummary]:
@@ -157,6 +176,14 @@ def scores_of(session: Session, checkpoint_id: int) -> list[Cell]:
     return sorted(found, key=lambda cell: (cell.benchmark, -cell.evaluation_id, not cell.headline, cell.metric))
 
 
+def canaries(session: Session, judge: str) -> list[tuple[str, Cell]]:
+    """(name of the canary, its headline) of every canary that the judge of this name judged."""
+    names = dict(session.execute(select(Checkpoint.id, Checkpoint.name).where(Checkpoint.kind == "canary")).tuples().all())
+    judges = select(Judge.id).where(Judge.name == judge)
+    found = cells(session, Score.headline, AnswerSet.checkpoint_id.in_(names), Evaluation.judge_id.in_(judges)) if names else []
+    return [(names[cell.checkpoint_id], cell) for cell in sorted(found, key=lambda cell: (cell.benchmark, cell.checkpoint_id))]
+
+
 def iteration_curves(session: Session, run: str) -> list[Series]:
     """Headline scores over a run's policies, base first: one series per benchmark and comparability group.
 
@@ -169,13 +196,19 @@ def iteration_curves(session: Session, run: str) -> list[Series]:
         .where(RunCheckpoint.run_id == run_id(session, run), RunCheckpoint.role.in_(_ROLES))
     ).all()
     by_checkpoint = defaultdict(list)
-    for cell in cells(session, AnswerSet.checkpoint_id.in_({part.id for part in parts}), Score.headline):
+    beside = {one.checkpoint_id: one.label for one in baselines(session, run)}
+    for cell in cells(session, AnswerSet.checkpoint_id.in_({part.id for part in parts} | beside.keys()), Score.headline):
         by_checkpoint[cell.checkpoint_id].append(cell)
     series: dict[str, Series] = {}
     for role, iteration, identity, name in sorted(parts, key=lambda part: (_ROLES[part.role], part.iteration)):
         for cell in by_checkpoint[identity]:
             empty = Series(cell.benchmark, cell.metric, cell.group, cell.judge, cell.version)
             series.setdefault(cell.group, empty).points.append(Point(role, iteration, identity, name, cell))
+    named = select(Checkpoint.id, Checkpoint.name).where(Checkpoint.id.in_(beside)).order_by(Checkpoint.id)
+    for identity, name in session.execute(named) if beside else ():
+        for cell in by_checkpoint[identity]:
+            if cell.group in series:
+                series[cell.group].baselines.append(Point(beside[identity], 0, identity, name, cell))
     return sorted(series.values(), key=lambda one: (one.benchmark, -len(one.points), one.group))
 
 

@@ -15,7 +15,14 @@ from db.models import now
 from harness.plan import Node
 
 # label of a policy in the plan -> kind of checkpoint
-KINDS = {"base": "base", "sft": "sft", "reward": "reward", "gold_reward": "gold_reward", "policy": "third_party"}
+KINDS = {
+    "base": "base",
+    "sft": "sft",
+    "reward": "reward",
+    "gold_reward": "gold_reward",
+    "preference": "preference",
+    "policy": "third_party",
+}
 
 
 def start_run(registry: Registry, name: str, recipe_name: str, recipe: dict[str, Any]) -> int:
@@ -94,6 +101,10 @@ def stage_done(registry: Registry, run_id: int, node: Node, artifact: Artifact, 
         kind, amount = ("gpu_seconds", gpus * manifest["seconds"]) if gpus else ("cpu_seconds", manifest["seconds"])
         cost = {"scope": "stage", "scope_key": node.key, "kind": kind, "amount": amount, "micro_dollars": 0}
         insert_ignore(session, models.Cost, [cost], ["scope", "scope_key", "kind"])
+    if artifact.metrics.get("evaluations"):
+        from evals.changes import store_changes  # brings numpy, which the commands that only read do without
+
+        store_changes(registry, artifact.metrics["evaluations"])
     return stage_id
 
 

@@ -24,7 +24,7 @@ from tests.sample_registry import SCORES, Sample, fill
 
 ROOT = Path(__file__).resolve().parent.parent
 APP = str(ROOT / "dashboard" / "app.py")
-PAGES = ["leaderboard", "iterations", "compare", "checkpoint", "samples", "runs", "costs"]
+PAGES = ["leaderboard", "iterations", "compare", "checkpoint", "samples", "judges", "runs", "costs"]
 
 # All that the pages are built of.
 TAGS = {
@@ -132,7 +132,7 @@ def test_the_leaderboard_shows_every_checkpoint_with_value_interval_judge_and_n(
     for _, judge, n, *_ in SCORES.values():
         assert f"{n} questions; judge: " in seen, judge
     assert seen.count(f.STARTER) >= len(SCORES)
-    assert len(test.get("download_button")) == 3
+    assert [button.label for button in test.get("download_button")] == ["CSV", "Markdown", "LaTeX", "JSON"]
     assert len(test.get("vega_lite_chart")) + len(test.get("arrow_vega_lite_chart")) == len(SCORES)
 
 
@@ -180,13 +180,13 @@ def test_a_checkpoint_without_scores_is_listed_and_the_page_says_how_to_go_on(ap
 
 def test_a_long_leaderboard_is_sent_in_parts(app, registry: Registry) -> None:
     sample = Sample(registry)
-    for index in range(130):
+    for index in range(80):
         sample.score(sample.checkpoint(f"model-{index:03}", "third_party"), "alpaca_eval", index / 2)
     first = app("leaderboard", registry)
-    second = app("leaderboard", registry, lines="101 to 200")
+    second = app("leaderboard", registry, lines="41 to 80")
     names = [re.findall(r">(model-\d+)<", shown(test)) for test in (first, second)]
-    assert [len(part) for part in names] == [100, 30]
-    assert names[0] + names[1] == [f"model-{index:03}" for index in reversed(range(130))]
+    assert [len(part) for part in names] == [40, 40]
+    assert names[0] + names[1] == [f"model-{index:03}" for index in reversed(range(80))]
 
 
 def test_the_iterations_page_tells_the_whole_run(app, registry: Registry) -> None:

@@ -6,8 +6,9 @@ from dashboard import charts, markup
 from dashboard import format as f
 from dashboard.charts import Trace
 from dashboard.curves import draw_iterations, grid
+from dashboard.lineage_graph import lineage_graph
 from dashboard.markup import Column
-from dashboard.over_optimisation import in_words, over_optimisation
+from dashboard.over_optimisation import in_words, over_optimisation, policy
 from dashboard.source import empty, expected_errors, pick_run, read
 from db import views
 from db.models import PreferenceSet
@@ -23,6 +24,7 @@ _DPO = {
     "Implicit reward": {"rewards/chosen": "chosen", "rewards/rejected": "rejected"},
     "KL to the reference, nats a response": {"kl": "KL"},
     "Reward accuracy": {"rewards/accuracies": "accuracy"},
+    "Length of the answers, tokens": {"tokens/chosen": "chosen", "tokens/rejected": "rejected"},
 }
 _BEFORE = {"sft": "SFT loss", "reward": "Reward model loss", "gold_reward": "Gold reward model loss"}
 
@@ -35,6 +37,10 @@ def page() -> None:
             return
         status = read(views.run_status, run)
         st.html(_summary(status))
+        nodes = read(views.lineage, run)
+        if nodes:
+            st.header("Lineage", anchor=False)
+            st.html(lineage_graph(nodes))
         series = read(views.iteration_curves, run)
         if series:
             st.header("Scores", anchor=False)
@@ -68,7 +74,11 @@ def _rewards(points: list[Rewarded]) -> None:
         "Mean reward on the run's held-out prompts. Where the gold reward turns down while the proxy's still rises, the loop has "
         "begun to learn the proxy's faults."
     )
-    st.vega_lite_chart(over_optimisation(points), alt=in_words(points), key="over-optimisation")
+    left, right = st.columns([3, 2], gap="medium")
+    left.vega_lite_chart(over_optimisation(points), alt=in_words(points), key="over-optimisation")
+    columns = [Column("Policy"), *(Column(name, numeric=True) for name in ("KL", "Proxy reward", "Gold reward"))]
+    rows = [[policy(one), f.decimal(one.kl, 3), f.score(one.proxy), f.score(one.gold)] for one in points]
+    right.html(markup.plain_table("Reward and KL by policy", columns, rows))
 
 
 def _training(curves: Curves) -> None:

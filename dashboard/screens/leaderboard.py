@@ -2,24 +2,40 @@
 
 import json
 from collections.abc import Callable
+from dataclasses import dataclass, replace
+from urllib.parse import urlencode
 
 import streamlit as st
 
 from dashboard import export, markup
 from dashboard import format as f
 from dashboard.curves import draw_iterations
-from dashboard.ranking import Board, board, order_groups
+from dashboard.ranking import Board, board, comparable, order_groups
 from dashboard.source import empty, expected_errors, read
-from db import views
+from db import samples, views
 from db.leaderboard import Group, Row
 
-PAGE_LINES = 100
+PAGE_LINES = 40
+# Kinds of judges that are no judges: their scores stand whichever judge is chosen.
+_OURS = ("none", "sandbox")
+
+
+@dataclass(frozen=True)
+class Chosen:
+    """What the filters leave, and how it is to be shown."""
+
+    rows: list[Row]
+    columns: list[str]
+    rank_by: str | None
+    group: str | None
+    """Key of the comparability group that comes first."""
+    only_comparable: bool
 
 
 def page() -> None:
     st.title("Leaderboard", anchor=False)
     with expected_errors():
-        rows = read(views.leaderboard)
+        rows = read(views.leaderboard, metrics=[f"{name}/{metric}" for name, several in f.SECOND.items() for metric in several])
         if not rows:
             reason = "The registry has no checkpoint yet. The first command fills it in minutes, the second scores one you have."
             empty("Nothing to rank yet", reason, "harness train-and-eval quickstart", "harness eval PATH_OR_HUB_ID")
@@ -30,25 +46,40 @@ def page() -> None:
             "checkpoints whose intervals overlap share a range of ranks."
         )
         chosen = _filters(rows, runs)
-        _table(*chosen)
+        _table(chosen)
         _curves(runs)
 
 
-def _filters(rows: list[Row], runs: list[str]) -> tuple[list[Row], str | None, str | None]:
-    """(the rows that the filters keep, the benchmark that ranks them, the key of the comparability group that comes first)."""
-    left, middle, right = st.columns([2, 3, 2], vertical_alignment="bottom")
+def _filters(rows: list[Row], runs: list[str]) -> Chosen:
+    search, left, middle, right = st.columns([2, 2, 2, 2], vertical_alignment="bottom")
+    asked = search.text_input("Search", key="q", placeholder="Name, base or fingerprint", bind="query-params") or ""
     run = left.selectbox("Run", runs, index=None, placeholder="All runs", format_func=f.plain, key="run", bind="query-params")
     kinds = [kind for kind in views.POLICY_KINDS if any(row.kind == kind for row in rows)]
     wanted = middle.multiselect("Kind", kinds, format_func=_kind, placeholder="All kinds", key="kind", bind="query-params")
-    kept = read(views.leaderboard, run=run) if run else rows
-    kept = [row for row in kept if not wanted or row.kind in wanted]
-    benchmarks = board(kept).benchmarks
+    played = {row.checkpoint_id for row in read(views.leaderboard, run=run, benchmarks=[])} if run else None
+    kept = [
+        row
+        for row in rows
+        if (played is None or row.checkpoint_id in played) and (not wanted or row.kind in wanted) and _found(row, asked)
+    ]
+    with st.container(horizontal=True, gap="small"):
+        with st.popover("Columns and judge", icon=":material/tune:"):
+            kept, columns, only = _view(kept)
+        with st.popover("Copy link", icon=":material/link:"):
+            address = (st.context.url or "").partition("?")[0]
+            query = urlencode([(name, value) for name in st.query_params for value in st.query_params.get_all(name)])
+            st.caption("This page as it stands, with every filter.")
+            st.code(f"{address}?{query}" if query else address, language=None, wrap_lines=True)
+        with st.popover("Compare two", icon=":material/compare_arrows:"):
+            _compare(kept)
+    found = {name for row in kept for name in row.evaluations}
+    benchmarks = [name for name in columns if name in found]
     if not benchmarks:
-        return kept, None, None
-    rank_by = right.selectbox("Rank by", benchmarks, format_func=f.benchmark_label, key="by", bind="query-params")
+        return Chosen(kept, columns, None, None, only)
+    rank_by = right.selectbox("Rank by", benchmarks, format_func=_column, key="by", bind="query-params")
     groups = {group.key: group for group in order_groups(views.groups(kept)[rank_by])}
     if len(groups) < 2:
-        return kept, rank_by, None
+        return Chosen(kept, columns, rank_by, None, only)
     first = st.selectbox(
         "Judge and data ranked first",
         list(groups),
@@ -57,21 +88,67 @@ def _filters(rows: list[Row], runs: list[str]) -> tuple[list[Row], str | None, s
         key=f"group-{rank_by}",
         bind="query-params",
     )
-    return kept, rank_by, first
+    return Chosen(kept, columns, rank_by, first, only)
 
 
-def _table(rows: list[Row], benchmark: str | None, group: str | None) -> None:
+def _view(rows: list[Row]) -> tuple[list[Row], list[str], bool]:
+    """(rows with the cells of the chosen judge, the columns to show, whether to hide what cannot be compared)."""
+    judges = sorted(
+        {c.judge for row in rows for several in row.evaluations.values() for c in several if c.judge_kind not in _OURS}
+    )
+    judge = st.selectbox(
+        "Judge", judges, index=None, placeholder="All judges", format_func=f.plain, key="judge", bind="query-params"
+    )
+    if judge is not None:
+        rows = [_judged_by(row, judge) for row in rows]
+    # A second metric that is nowhere but in the headline itself would be the same column twice.
+    options = f.order_benchmarks(
+        {name for row in rows for name, cell in row.cells.items() if "/" not in name or not cell.headline}
+    )
+    picked = st.multiselect("Columns", options, format_func=_column, placeholder="Headlines", key="columns", bind="query-params")
+    columns = f.order_benchmarks(set(picked)) or [name for name in options if "/" not in name or name in f.BESIDE]
+    styled = {name: f"{name}/style_controlled_score" for name in f.STYLED if f"{name}/style_controlled_score" in options}
+    help_text = "Arena-Hard as it would be if all answers were of one length and layout."
+    if styled and st.toggle("Style control", key="style", help=help_text, bind="query-params"):
+        columns = f.order_benchmarks({styled.get(name, name) for name in columns})
+    only = st.toggle("Hide what cannot be compared", key="comparable", bind="query-params")
+    return rows, columns, only
+
+
+def _compare(rows: list[Row]) -> None:
+    """Two checkpoints ticked here lead to the page that compares them."""
+    labels = f.distinct(dict(read(samples.evaluated_checkpoints)))
+    options = [row.fingerprint for row in rows if row.fingerprint in labels]
+    ticked = st.multiselect(
+        "Tick two checkpoints", options, format_func=labels.__getitem__, max_selections=2, key="tick", bind="query-params"
+    )
+    if len(ticked) == 2:
+        query = dict(zip("ab", (labels[key] for key in ticked), strict=True))
+        st.page_link("screens/compare.py", label="Compare them", icon=":material/compare_arrows:", query_params=query)
+
+
+def _table(chosen: Chosen) -> None:
+    rows, benchmark = chosen.rows, chosen.rank_by
     if not rows:
-        empty("No checkpoint matches", "Choose another run or kind above.")
+        empty("No checkpoint matches", "Search for something else, or choose another run or kind above.")
         return
     if benchmark is None:
         empty("No evaluation yet", "These checkpoints have no scores; this resumes their run.", "harness train-and-eval RECIPE")
-    table = board(rows, benchmark, group)
+    table = board(rows, benchmark, chosen.group, chosen.columns)
+    if chosen.only_comparable:
+        hidden = len(table.lines)
+        table = comparable(table)
+        hidden -= len(table.lines)
+        if hidden:
+            st.caption(f"{f.plural(hidden, 'checkpoint')} hidden: not comparable in {_column(benchmark or '')}.")
     st.html(markup.leaderboard(_page_of(table), benchmark))
+    kept = {line.row.checkpoint_id for line in table.lines}
+    shown = [_shown(row, set(table.benchmarks)) for row in rows if row.checkpoint_id in kept]
     with st.container(horizontal=True, gap="small"):
-        _download("CSV", lambda: export.to_csv(rows), "csv", "text/csv")
-        _download("Markdown", lambda: export.to_markdown(rows), "md", "text/markdown")
-        _download("JSON", lambda: json.dumps(export.to_json(rows), indent=1, ensure_ascii=False), "json", "application/json")
+        _download("CSV", lambda: export.to_csv(shown), "csv", "text/csv")
+        _download("Markdown", lambda: export.to_markdown(shown), "md", "text/markdown")
+        _download("LaTeX", lambda: export.to_latex(shown), "tex", "application/x-tex")
+        _download("JSON", lambda: json.dumps(export.to_json(shown), indent=1, ensure_ascii=False), "json", "application/json")
 
 
 def _page_of(table: Board) -> Board:
@@ -107,6 +184,31 @@ def _curves(runs: list[str]) -> None:
             st.html(markup.facts([("Run", run, "score with its 95 % band; dashed: the first policy")]))
             draw_iterations(series)
             return
+
+
+def _found(row: Row, asked: str) -> bool:
+    wanted = asked.strip().casefold()
+    return not wanted or any(wanted in text.casefold() for text in (row.name, row.base or "", row.run or "", row.fingerprint))
+
+
+def _judged_by(row: Row, judge: str) -> Row:
+    evaluations = {
+        name: kept
+        for name, several in row.evaluations.items()
+        if (kept := [cell for cell in several if cell.judge == judge or cell.judge_kind in _OURS])
+    }
+    return replace(row, evaluations=evaluations, cells={name: several[0] for name, several in evaluations.items()})
+
+
+def _shown(row: Row, columns: set[str]) -> Row:
+    """The row with no more columns than the page shows."""
+    evaluations = {name: several for name, several in row.evaluations.items() if name in columns}
+    return replace(row, evaluations=evaluations, cells={name: cell for name, cell in row.cells.items() if name in columns})
+
+
+def _column(name: str) -> str:
+    metric = name.partition("/")[2]
+    return f.benchmark_label(name) + (f", {f.metric_label(name, metric).removesuffix(', %')}" if metric else "")
 
 
 def _group(group: Group) -> str:
