@@ -5,6 +5,7 @@ from typing import Annotated
 import typer
 
 from harness.cli_judge import app as judge_app
+from harness.cli_reward import add_reward_command
 from harness.cli_saved import add_commands
 
 app = typer.Typer(
@@ -19,6 +20,7 @@ data_app = typer.Typer(help="Public data: what there is, where it was found, dow
 db_app = typer.Typer(help="The registry's schema.", no_args_is_help=True)
 ALL_BENCHMARKS = "alpaca_eval,arena_hard,mt_bench,human_eval,truthful_qa"
 add_commands(app)
+add_reward_command(app)
 app.add_typer(judge_app, name="judge")
 app.add_typer(data_app, name="data")
 app.add_typer(db_app, name="db")

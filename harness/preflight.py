@@ -20,7 +20,8 @@ _INSTALL = "install the extras: pip install -e '.[gpu]' on a GPU node, or run `m
 def check_recipe(recipe: Recipe, inputs: Inputs) -> None:
     """Raise the HarnessError of the first thing that would stop this recipe later."""
     require_modules({"torch", "transformers", "trl", "datasets", "accelerate"}, "training")
-    sharded = [part for part in (recipe.sft, recipe.reward, recipe.gold_reward, recipe.dpo) if part and part.zero_stage]
+    judges = [part for part in (recipe.reward, recipe.gold_reward, recipe.preference) if part]
+    sharded = [part for part in (recipe.sft, *judges, recipe.dpo) if part.zero_stage]
     if sharded:
         require_modules({"deepspeed"}, "a recipe with zero_stage")
         if any(part.precision != "fp32" for part in sharded) and not shutil.which("nvidia-smi"):
@@ -31,7 +32,7 @@ def check_recipe(recipe: Recipe, inputs: Inputs) -> None:
     if recipe.generate.engine == "vllm":
         require_modules({"vllm"}, "generate.engine vllm (or set generate.engine=transformers)")
     weights = base_bytes(inputs)
-    rewards = sum(1 for part in (recipe.reward, recipe.gold_reward) if part and not part.checkpoint)
+    rewards = sum(1 for part in judges if not part.checkpoint)
     checkpoints = recipe.iterations + recipe.sft.enabled + rewards + (inputs.base is None)
     what = f"A run of {recipe.name} ({checkpoints} checkpoints)"
     require_free_space(paths.home(), weights * (checkpoints + ROLLING_FACTOR), what)

@@ -30,8 +30,9 @@ def resolve(recipe: Recipe) -> Inputs:
         base=_base(recipe.base),
         sources=resolve_sources(recipe.data.sources),
         benchmarks=resolve_benchmarks(recipe.evaluate),
-        reward=_reward(recipe.reward.checkpoint),
+        reward=_reward(recipe.reward.checkpoint) if recipe.reward else None,
         gold_reward=_reward(recipe.gold_reward.checkpoint) if recipe.gold_reward else None,
+        preference=_reward(recipe.preference.checkpoint) if recipe.preference else None,
         judge=resolve_judge(recipe.evaluate),
     )
 

@@ -17,7 +17,7 @@ from harness.console import Reporter
 from harness.plan import VERSIONS, Node, Plan, Ref
 
 HEARTBEAT_SECONDS = 2.0
-_TRAINED = {"train.sft", "train.reward", "train.dpo"}
+_TRAINED = {"train.sft", "train.reward", "train.preference", "train.dpo"}
 
 
 class Runner:
@@ -142,7 +142,7 @@ class Runner:
 
     def register_given(self, plan: Plan) -> None:
         """Checkpoints that the recipe names and no stage makes."""
-        for label in ("base", "policy", "reward", "gold_reward"):
+        for label in ("base", "policy", "reward", "gold_reward", "preference"):
             ref = plan.policies.get(label)
             if ref is not None and ref.stage is None:
                 provenance = {"name": f"{Path(ref.path).name}", "path": ref.path}

@@ -1,6 +1,7 @@
 """Generation: every prompt gets a row, samples do not depend on shards, and a kill costs at most the shard in hand."""
 
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -10,10 +11,11 @@ from pathlib import Path
 import pytest
 
 from core.artifacts import Store, read_rows, write_rows
-from core.errors import RecipeError
+from core.errors import HarnessError, MissingInput, RecipeError
 from core.seeds import derive_seed
 from core.stage import Spec, Stage
-from train.generate import prompt_slice, run, samplings, with_system
+from train.generate import Part, check_complete, generate_shards, prompt_slice, run, samplings, with_system
+from train.workers import layout, run_workers
 
 ROOT = Path(__file__).resolve().parent.parent
 SETTINGS = {
@@ -160,3 +162,113 @@ def test_vllm_makes_the_same_kind_of_rows(run_stage, tiny_llama, pool):
     for one, other in zip(rows_of(ours.path), rows_of(theirs.path), strict=True):
         assert {k: v for k, v in one.items() if k != "samples"} == {k: v for k, v in other.items() if k != "samples"}
         assert [s["seed"] for s in one["samples"]] == [s["seed"] for s in other["samples"]]
+
+
+def make_stage(make_spec, store, name, settings, inputs, **resources) -> Stage:
+    """A stage in a folder of its own, to be run in this process."""
+    stage = Stage(Spec.load(make_spec(name, settings, inputs, resources={"threads": 1} | resources)))
+    stage.work = store / name
+    stage.work.mkdir()
+    return stage
+
+
+@pytest.fixture(scope="module")
+def other_llama(tiny_llama, tmp_path_factory) -> Path:
+    """Other weights under the same tokenizer and template."""
+    import torch
+    from transformers import LlamaForCausalLM
+
+    folder = shutil.copytree(tiny_llama, tmp_path_factory.mktemp("other") / "checkpoint")
+    model = LlamaForCausalLM.from_pretrained(tiny_llama)
+    torch.manual_seed(9)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.add_(torch.randn_like(parameter) * 0.1)
+    model.save_pretrained(folder)
+    return folder
+
+
+def test_arms_of_several_policies_in_two_processes(make_spec, store, tiny_llama, other_llama, pool):
+    """Each arm's samples are those of its policy alone, whatever the number of processes; weights that are the same are one."""
+    arms = [{"temperature": 1.0, "top_p": 1.0, "n": 1, "policy": name} for name in ("current", "initial", "previous", "current")]
+    inputs = {"policy": tiny_llama, "previous": other_llama, "initial": other_llama, "data": pool}
+    stage = make_stage(make_spec, store, "arms", SETTINGS | {"arms": arms}, inputs, shard_size=3, processes=2)
+    metrics = run(stage)
+    rows = rows_of(stage.work)
+    assert not (stage.work / "parts").exists() and metrics["samples"] == 36 and metrics["tokens_per_second"] > 0
+    plain = [{"temperature": 1.0, "top_p": 1.0, "n": 4}]
+    alone = {}
+    for name, checkpoint in (("mine", tiny_llama), ("theirs", other_llama)):
+        single = make_stage(
+            make_spec, store, name, SETTINGS | {"arms": plain}, {"policy": checkpoint, "data": pool}, shard_size=4
+        )
+        run(single)
+        alone[name] = rows_of(single.work)
+    assert [row["prompt_id"] for row in rows] == [f"p{i}" for i in range(10)]
+    for row, mine, theirs in zip(rows, alone["mine"], alone["theirs"], strict=True):
+        expected = [mine["samples"][0:1], theirs["samples"][1:3], mine["samples"][3:4]]
+        assert [{k: v for k, v in s.items() if k != "policy"} for s in row["samples"]] == [s for part in expected for s in part]
+        assert [s["policy"] for s in row["samples"]] == (["current", "initial", "previous", "current"] if row["samples"] else [])
+
+
+def test_processes_change_no_sample_and_resume(make_spec, store, tiny_llama, pool):
+    inputs = {"policy": tiny_llama, "data": pool}
+    one = make_stage(make_spec, store, "one", SETTINGS, inputs, shard_size=2)
+    two = make_stage(make_spec, store, "two", SETTINGS, inputs, shard_size=2, processes=2)
+    alone, together = run(one), run(two)
+    assert rows_of(one.work) == rows_of(two.work)
+    del alone["tokens_per_second"], together["tokens_per_second"]
+    assert alone == together
+    (two.work / "shard-00003.jsonl").unlink()
+    kept = (two.work / "shard-00001.jsonl").stat().st_ino
+    run(two)
+    assert rows_of(one.work) == rows_of(two.work) and (two.work / "shard-00001.jsonl").stat().st_ino == kept
+
+
+def test_a_workers_error_is_raised_as_its_own_and_shards_are_kept(make_spec, store, tiny_llama, pool, tmp_path):
+    """The second policy has another template: its worker's samples cannot be paired with the first one's."""
+    other = shutil.copytree(tiny_llama, tmp_path / "other")
+    (other / "chat_template.jinja").write_text((other / "chat_template.jinja").read_text().replace("'\n'", "' '", 1))
+    weights = other / "config.json"
+    weights.write_text(weights.read_text().replace("{", '{\n"note": 1,', 1))
+    arms = [{"temperature": 1.0, "top_p": 1.0, "n": 1}, {"temperature": 1.0, "top_p": 1.0, "n": 1, "policy": "initial"}]
+    inputs = {"policy": tiny_llama, "initial": other, "data": pool}
+    stage = make_stage(make_spec, store, "arms", SETTINGS | {"arms": arms, "stop": 2}, inputs)
+    with pytest.raises(RecipeError, match="tokenizer and chat template"):
+        run(stage)
+    (other / "chat_template.jinja").unlink()
+    with pytest.raises(MissingInput, match="chat template"):
+        run_workers(generate_shards, (stage.spec, Part("initial", (1,), stage.work)), [0, 1], layout(2, 1), lambda done: None)
+
+
+def killed(jobs):
+    """A worker that is gone without a word."""
+    for job in jobs:
+        os.kill(os.getpid(), signal.SIGKILL) if job else time.sleep(60)
+        yield job
+
+
+def test_a_killed_worker_ends_the_others_at_once():
+    began = time.monotonic()
+    with pytest.raises(HarnessError, match="-9.*memory"):
+        run_workers(killed, (), [0, 1], layout(2, 1), lambda done: None)
+    assert time.monotonic() - began < 30
+
+
+def test_gpus_are_shared_out_and_too_few_are_refused(monkeypatch):
+    monkeypatch.setattr("train.workers.visible_gpus", lambda: ["0", "1", "5", "7"])
+    assert [e["CUDA_VISIBLE_DEVICES"] for e in layout(2, 2).environments] == ["0,1", "5,7"]
+    with pytest.raises(RecipeError, match="need 6 GPUs, and 4"):
+        layout(3, 2)
+    monkeypatch.setattr("train.workers.visible_gpus", lambda: [])
+    assert layout(2, 1, threads=3).environments == ({"OMP_NUM_THREADS": "3"},) * 2
+
+
+def test_missing_rows_are_noticed(tmp_path):
+    write_rows(tmp_path / "shard-00000.jsonl", [{"prompt_id": "a", "samples": [{}, {}, {}]}, {"prompt_id": "b", "samples": []}])
+    check_complete(tmp_path, [["a", "b"]], SETTINGS)
+    with pytest.raises(HarnessError, match="lacks rows"):
+        check_complete(tmp_path, [["a", "b", "c"]], SETTINGS)
+    write_rows(tmp_path / "shard-00000.jsonl", [{"prompt_id": "a", "samples": [{}]}, {"prompt_id": "b", "samples": []}])
+    with pytest.raises(HarnessError, match="lacks rows"):
+        check_complete(tmp_path, [["a", "b"]], SETTINGS)

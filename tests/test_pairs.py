@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from core.artifacts import write_rows
 from core.errors import HarnessError, RecipeError
 from train.pairs import build_pairs, correlation, describe, length_penalty
-from train.selection import RULES, Candidate, Rules, select_pairs, truncation_fault, win_rates, zero_gap_penalty
+from train.selection import RULES, Candidate, Pair, Rules, select_pairs, truncation_fault, win_rates, zero_gap_penalty
 
 SETTINGS = {"rule": "max_min", "length_penalty": 0.0, "min_margin": 0.0, "truncated": "keep", "max_length": 512, "seed": 0}
 
@@ -337,3 +337,88 @@ def test_no_pair_at_all_says_what_removed_them(make_spec, tmp_path):
 
     with pytest.raises(HarnessError, match="below_min_margin 2"):
         run(Stage(Spec.load(make_spec("pairs", SETTINGS | {"min_margin": 50}, stage_inputs(tmp_path, PROMPTS)))))
+
+
+def test_an_answer_without_a_reward_is_never_paired():
+    assert select_pairs(of((1.0, None, 3.0)), Rules())[0][0] == select_pairs(of((1.0, 2.0, 3.0)), Rules())[0][0]
+    assert select_pairs(of((None, 1.0, None)), Rules()) == ([], "unscored")
+    assert win_rates([0.0, None, math.log(3)]) == [pytest.approx(0.375), None, pytest.approx(0.625)]
+    for rule in RULES:
+        pairs, _ = select_pairs(of((1.0, None, 3.0, None, 2.0)), Rules(rule, k=3))
+        assert {i for pair in pairs for i in (pair.chosen, pair.rejected)} <= {0, 2, 4} and pairs
+
+
+def test_a_knockouts_pair_is_taken_as_it_is():
+    """Its winner beat its loser face to face, though the scores fitted to few comparisons put them the other way round."""
+    how = Rules("tournament")
+    assert select_pairs(of((0.5, 0.9, 0.1)), how, knockout=(0, 1)) == ([Pair(0, 1, pytest.approx(-0.4))], None)
+    assert select_pairs(of((0.5, 0.9, 0.1)), how) == ([], "no_final")
+    assert select_pairs(of((0.5, None, 0.1)), how, knockout=(0, 1)) == ([], "truncated")
+    cut = of((0.5, 0.9), truncated={0})
+    assert select_pairs(cut, Rules("tournament", truncated="drop"), knockout=(0, 1)) == ([], "truncated")
+    assert select_pairs(cut, Rules("tournament", truncated="penalise"), knockout=(0, 1)) == ([], "truncated")
+    assert select_pairs(cut, Rules("tournament", truncated="penalise"), knockout=(1, 0)) == ([Pair(1, 0, None)], None)
+    assert select_pairs(of((2.0, 1.0)), Rules("tournament", min_margin=3.0), knockout=(0, 1)) == ([], "below_min_margin")
+    same = [Candidate(1.0, 3, "one "), Candidate(0.0, 3, "one")]
+    assert select_pairs(same, how, knockout=(0, 1)) == ([], "duplicate_texts")
+
+
+def members(*rewards: dict[str, float]) -> list[dict]:
+    """One prompt whose samples have these raw rewards, by member, and their mean as the reward."""
+    samples = [
+        {
+            "text": f"t{i}",
+            "token_ids": [i, 9],
+            "finish_reason": "stop",
+            "reward": fmean(r.values()),
+            "win_rate": 0.5,
+            "members": r,
+        }
+        for i, r in enumerate(rewards)
+    ]
+    return [{"prompt_id": "a", "messages": [], "prompt_token_ids": [1], "samples": samples}]
+
+
+def test_pairs_whose_members_disagree_are_dropped():
+    split = members({"x": 3.0, "y": 0.0, "z": 1.0}, {"x": 0.0, "y": 0.5, "z": 1.0})  # y disputes, z has no view
+    for limit, kept in ((0.0, 0), (0.3, 0), (0.34, 1), (1.0, 1)):
+        rows, dropped = build_pairs(split, SETTINGS | {"max_disagreement": limit})
+        assert len(rows) == kept and dropped == Counter({} if kept else {"disagreement": 1})
+    rows, dropped = build_pairs(split, SETTINGS)
+    told = describe(split, rows, dropped)["statistics"]
+    assert told["disagreement"] == pytest.approx(1 / 3) and rows[0]["chosen"]["members"] == {"x": 3.0, "y": 0.0, "z": 1.0}
+
+
+def test_the_stage_reads_members_knockouts_and_nulls(run_stage, make_spec, tmp_path):
+    from core.stage import Spec, Stage
+    from train.pairs import read_scored
+
+    inputs = stage_inputs(tmp_path, PROMPTS)
+    file = inputs["annotations"] / "shard-00000.jsonl"
+    rows = [json.loads(line) for line in file.read_text().splitlines()]
+    rows[0] |= {"rewards": [None, *rows[0]["rewards"][1:]], "pair": [1, 2]}
+    for row in rows:
+        row["members"] = {"one": row["rewards"], "two": [2.0] * len(row["rewards"])}
+    write_rows(file, rows)
+    stage = Stage(Spec.load(make_spec("pairs", SETTINGS, inputs)))
+    read = read_scored(stage)
+    assert read[0]["knockout"] == (1, 2) and "knockout" not in read[1]
+    assert read[0]["samples"][0]["reward"] is None and read[0]["samples"][0]["win_rate"] is None
+    assert read[0]["samples"][1]["members"] == {"one": read[0]["samples"][1]["reward"], "two": 2.0}
+    pairs, dropped = build_pairs(read, SETTINGS)
+    told = describe(read, pairs, dropped)
+    n = sum(len(prompt["samples"]) for prompt in PROMPTS)
+    assert told["statistics"]["unscored"] == pytest.approx(1 / n)
+    json.dumps(told, allow_nan=False)
+
+
+def test_whose_answers_are_chosen():
+    prompt = {"prompt_id": "a", "messages": [], "prompt_token_ids": [1]}
+    samples = [
+        {"text": t, "token_ids": [i], "finish_reason": "stop", "reward": r, "win_rate": 0.5} | ({"policy": who} if who else {})
+        for i, (t, r, who) in enumerate((("a", 1.0, None), ("b", 2.0, "initial"), ("c", 0.0, "previous")))
+    ]
+    prompts = [prompt | {"samples": samples}]
+    rows, dropped = build_pairs(prompts, SETTINGS)
+    told = describe(prompts, rows, dropped)["statistics"]
+    assert (told["chosen_from_initial"], told["chosen_from_current"], told["chosen_from_previous"]) == (1.0, 0.0, 0.0)

@@ -8,7 +8,7 @@ from core.errors import RecipeError
 from tests.training import RESOURCES, load_weights, read_events, training_settings, write_jsonl
 from train.chat import load_tokenizer
 from train.order import length_grouped_order
-from train.sft import require_isolated_packing, tokenise
+from train.sft import tokenise
 from train.spans import IGNORED, labelled
 
 CONVERSATION = [
@@ -35,9 +35,9 @@ def test_the_assistants_words_and_turn_ends_are_learned_and_nothing_else(tokeniz
     assert all(label in (IGNORED, token) for token, label in zip(ids, labels, strict=True))
 
 
-def test_loss_on_all_learns_every_token(tokenizer):
+def test_loss_on_all_learns_every_token_but_the_first(tokenizer):
     ids, labels = labelled(tokenizer, CONVERSATION, "all")
-    assert labels == ids
+    assert labels == [IGNORED, *ids[1:]]  # nothing predicts the first
 
 
 def test_a_template_that_rewrites_earlier_turns_is_refused(tiny_llama):
@@ -82,17 +82,6 @@ def test_batches_hold_similar_lengths_and_epochs_differ():
     spans = [max(part) - min(part) for part in ([lengths[i] for i in order[k : k + 8]] for k in range(0, 160, 8))]
     assert max(spans) <= 8
     assert order == length_grouped_order(lengths, 8, seed=0, epoch=0) != length_grouped_order(lengths, 8, seed=0, epoch=1)
-
-
-def test_packing_is_refused_where_samples_would_see_each_other():
-    import torch
-    from transformers.utils import is_flash_attn_2_available
-
-    if torch.cuda.is_available() and is_flash_attn_2_available():
-        assert require_isolated_packing() == "flash_attention_2"
-    else:
-        with pytest.raises(RecipeError, match="set packing to false"):
-            require_isolated_packing()
 
 
 def test_sft_learns_to_answer_and_keeps_what_it_was_given(tiny_llama, run_stage, tmp_path):

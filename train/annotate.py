@@ -1,72 +1,145 @@
-"""Stage `annotate[t]`: score every sampled answer with the reward model.
+"""Stage `annotate[t]`: score every sampled answer, with one scorer or with several combined.
 
     python -m train.annotate SPEC.json
 
-One shard of rewards per shard of generations, under the same name; a shard that exists is done.
+One shard of rewards per shard of generations, under the same name; a shard that exists is done. Several scorers (settings
+`members`) run one after the other, each with shards of its own; at the end their rewards are standardised over all
+samples and combined (`train.ensemble`), the raw ones kept beside. A sample that a scorer could not judge has the reward
+null and is never paired.
 """
 
-from itertools import islice
+import shutil
+from collections.abc import Iterator
+from itertools import combinations
+from pathlib import Path
 from statistics import fmean, pstdev
 from typing import Any
 
 from core.artifacts import read_rows, write_rows
-from core.stage import Stage, main
-from train.scorers import Scorer, make_scorer
+from core.errors import HarnessError
+from core.stage import Spec, Stage, main
+from train.annotators import kind_of, make_annotator, release
+from train.ensemble import combine
 from train.shards import drop_surplus, finished_shard, shard_files
+from train.statistics import spearman
+from train.workers import layout, run_workers
+
+MEMBERS = "members"
+"""Folder of what each scorer gave, until they are combined."""
 
 
 def run(stage: Stage) -> dict[str, Any]:
-    """Return the mean and standard deviation of all rewards, and how many conversations were cut to fit."""
+    """Return mean and standard deviation of the rewards, and counts: samples, failed (null), truncated, what the scorers report.
+
+    Raises HarnessError when no sample has a reward.
+    """
     settings = stage.settings
     shards = shard_files(stage.input("generations"))
     drop_surplus(stage.work, len(shards))
-    scorer: Scorer | None = None
-    rewards: list[float] = []
-    truncated = 0
-    for index, shard in enumerate(shards):
-        generations = read_rows(shard)
-        path = stage.work / shard.name
-        rows = finished_shard(path, [row["prompt_id"] for row in generations])
-        if rows is None:
-            if scorer is None:
-                scorer = make_scorer(
-                    settings["scorer"],
-                    stage.input("scorer"),
-                    max_length=settings["max_length"],
-                    dtype=settings.get("dtype", "auto"),
-                    resources=stage.spec.resources,
-                )
-            rows = annotate_shard(scorer, generations)
-            write_rows(path, rows)
-        rewards += [reward for row in rows for reward in row["rewards"]]
-        truncated += sum(row["truncated"] for row in rows)
-        stage.progress(index + 1, len(shards), "shards")
-    return {
-        "reward_mean": fmean(rewards) if rewards else None,
-        "reward_std": pstdev(rewards) if rewards else None,
-        "samples": len(rewards),
-        "truncated": truncated,
-    }
+    ids = [[row["prompt_id"] for row in read_rows(shard)] for shard in shards]
+    members = members_of(settings)
+    alone = len(members) == 1
+    folders = [stage.work if alone else stage.work / MEMBERS / member["name"] for member in members]
+    missing = [i for i, shard in enumerate(shards) if finished_shard(stage.work / shard.name, ids[i]) is None]
+    if missing and not alone:  # an ensemble is standardised over all samples
+        missing = list(range(len(shards)))
+    counts: dict[str, int] = {}
+    finished = 0
+
+    def done(added: dict[str, int] | None) -> None:
+        nonlocal finished
+        finished += added is None
+        for name, count in (added or {}).items():
+            counts[name] = counts.get(name, 0) + count
+        stage.progress(finished, len(shards) * len(members), "shards")
+
+    for member, folder in zip(members, folders, strict=True):
+        folder.mkdir(parents=True, exist_ok=True)
+        jobs = [i for i in missing if finished_shard(folder / shards[i].name, ids[i]) is None]
+        finished += len(shards) - len(jobs)
+        processes = stage.spec.resources.get("processes", 1)
+        if jobs and processes > 1 and kind_of(member["scorer"]) == "scorer":
+            workers = layout(processes, 1, stage.spec.resources.get("threads"))
+            run_workers(annotate_shards, (stage.spec, member, folder), jobs, workers, done)
+        elif jobs:
+            for added in annotate_shards(stage.spec, member, folder, iter(jobs)):
+                done(added)
+    if missing and not alone:
+        write_combined(stage.work, members, folders, [shard.name for shard in shards], settings["combine"])
+    shutil.rmtree(stage.work / MEMBERS, ignore_errors=True)
+    return describe([row for shard in shards for row in read_rows(stage.work / shard.name)]) | counts
 
 
-def annotate_shard(scorer: Scorer, generations: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """One row a prompt: the rewards of its samples in order, and how many of them were cut to fit the scorer."""
-    conversations = [
-        [*row["messages"], {"role": "assistant", "content": sample["text"]}] for row in generations for sample in row["samples"]
-    ]
-    rewards = scorer.score(conversations) if conversations else []
-    scored = iter(zip(rewards, scorer.truncated, strict=True) if conversations else ())
-    rows = []
-    for row in generations:
-        of_prompt = list(islice(scored, len(row["samples"])))
-        rows.append(
-            {
-                "prompt_id": row["prompt_id"],
-                "rewards": [reward for reward, _ in of_prompt],
-                "truncated": sum(cut for _, cut in of_prompt),
-            }
+def members_of(settings: dict[str, Any]) -> list[dict[str, Any]]:
+    """The scorers of a stage, see `train.annotators`; one alone has the name of its kind."""
+    if "members" in settings:
+        return settings["members"]
+    return [{"name": settings["scorer"], "input": "scorer"} | settings]
+
+
+def annotate_shards(spec: Spec, member: dict[str, Any], folder: Path, jobs: Iterator[int]) -> Iterator[dict[str, int] | None]:
+    """Write the shards with these numbers: None after each, what the scorer counted at the end. It is loaded once."""
+    shards = shard_files(Path(spec.inputs["generations"]["path"]))
+    annotator = make_annotator(spec, member)
+    for number in jobs:
+        write_rows(folder / shards[number].name, annotator.annotate(read_rows(shards[number])))
+        yield None
+    counts = dict(annotator.counts)
+    release(annotator)
+    yield counts
+
+
+def write_combined(work: Path, members: list[dict[str, Any]], folders: list[Path], names: list[str], how: str) -> None:
+    """The shards of an ensemble: combined rewards, and under `members` each scorer's raw ones."""
+    rows = [[[*read_rows(folder / name)] for name in names] for folder in folders]
+    flat = [[reward for shard in of_member for row in shard for reward in row["rewards"]] for of_member in rows]
+    combined = iter(combine(flat, how))
+    for index, name in enumerate(names):
+        shard = []
+        for of_prompt in zip(*(of_member[index] for of_member in rows), strict=True):
+            raw = {member["name"]: row["rewards"] for member, row in zip(members, of_prompt, strict=True)}
+            rewards = [next(combined) for _ in of_prompt[0]["rewards"]]
+            truncated = sum(row["truncated"] for row in of_prompt)
+            shard.append({"prompt_id": of_prompt[0]["prompt_id"], "rewards": rewards, "truncated": truncated, "members": raw})
+        write_rows(work / name, shard)
+
+
+def describe(rows: list[dict[str, Any]]) -> dict[str, Any]:
+    """Metrics of all annotation rows; of an ensemble also each member's mean and spread and the rank correlation of every two."""
+    rewards = [reward for row in rows for reward in row["rewards"]]
+    known = [reward for reward in rewards if reward is not None]
+    if rewards and not known:
+        raise HarnessError(
+            "None of the samples has a reward; a rule may need prompts with an `answer`, a judge's replies must hold a verdict."
         )
-    return rows
+    metrics: dict[str, Any] = {
+        "reward_mean": fmean(known) if known else None,
+        "reward_std": pstdev(known) if known else None,
+        "samples": len(rewards),
+        "failed": len(rewards) - len(known),
+        "truncated": sum(row["truncated"] for row in rows),
+    }
+    consistencies = [row["consistency"] for row in rows if row.get("comparisons")]
+    if consistencies:
+        metrics["consistency"] = fmean(consistencies)
+    if rows and "members" in rows[0]:
+        metrics["members"] = of_members(rows)
+    return metrics
+
+
+def of_members(rows: list[dict[str, Any]]) -> dict[str, Any]:
+    """name -> reward_mean, reward_std, failed (raw units), and Spearman's correlation with each other member."""
+    raw = {name: [reward for row in rows for reward in row["members"][name]] for name in rows[0]["members"]}
+    found: dict[str, Any] = {}
+    for name, rewards in raw.items():
+        known = [reward for reward in rewards if reward is not None]
+        spread = {"reward_mean": fmean(known), "reward_std": pstdev(known)} if known else {}
+        found[name] = spread | {"failed": len(rewards) - len(known), "rank_correlation": {}}
+    for one, other in combinations(raw, 2):
+        both = [(a, b) for a, b in zip(raw[one], raw[other], strict=True) if a is not None and b is not None]
+        r = spearman([a for a, _ in both], [b for _, b in both]) if both else 0.0
+        found[one]["rank_correlation"][other] = found[other]["rank_correlation"][one] = r
+    return found
 
 
 if __name__ == "__main__":

@@ -34,12 +34,47 @@ def render(
 
     `add_generation_prompt` must be true when the assistant is to speak next, false for a finished conversation.
     """
-    text = tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=add_generation_prompt)
+    text = render_text(tokenizer, messages, add_generation_prompt)
     ids = tokenizer(text, add_special_tokens=False)["input_ids"]
+    require_one_bos(tokenizer, ids)
+    return text, ids
+
+
+def render_text(tokenizer: "PreTrainedTokenizerBase", messages: list[Message], add_generation_prompt: bool) -> str:
+    """The template's text of a conversation. Raises RecipeError when the template refuses it.
+
+    A template without a system role (Gemma's) gets the system text at the head of the first user turn, a blank line
+    between them: what Gemma 3's own template does with a system message.
+    """
+    from jinja2.exceptions import TemplateError
+
+    try:
+        return tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=add_generation_prompt)
+    except TemplateError as refusal:
+        folded = fold_system(messages)
+        if folded == messages:
+            raise RecipeError(
+                f"The chat template refuses a conversation of roles {', '.join(m['role'] for m in messages)} ({refusal}); "
+                "drop such rows, or give a template that takes them."
+            ) from refusal
+    return render_text(tokenizer, folded, add_generation_prompt)
+
+
+def fold_system(messages: list[Message]) -> list[Message]:
+    """The conversation with a leading system message put at the head of the user turn that follows it."""
+    if [message["role"] for message in messages[:2]] != ["system", "user"]:
+        return messages
+    return [{"role": "user", "content": f"{messages[0]['content']}\n\n{messages[1]['content']}"}, *messages[2:]]
+
+
+def require_one_bos(tokenizer: "PreTrainedTokenizerBase", ids: list[int]) -> None:
+    """Raise RecipeError when the ids of a rendered conversation begin with two BOS tokens.
+
+    None at all is right for families without BOS (Qwen); in ChatML ones `<|im_start|>` may be BOS and begins every turn.
+    """
     bos = tokenizer.bos_token_id
     if bos is not None and ids[:2] == [bos, bos]:
         raise RecipeError("The chat template begins with two BOS tokens; remove one from the template of this checkpoint.")
-    return text, ids
 
 
 def turn_end_ids(tokenizer: "PreTrainedTokenizerBase", checkpoint: Path | None = None) -> list[int]:
@@ -73,5 +108,9 @@ def _template_turn_end(tokenizer: "PreTrainedTokenizerBase") -> int | None:
     text, _ = render(tokenizer, messages, add_generation_prompt=False)
     tail = text.rpartition(answer)[2].lstrip()
     ids = tokenizer(tail, add_special_tokens=False)["input_ids"] if tail else []
-    special = {i for i, token in tokenizer.added_tokens_decoder.items() if token.special} | set(tokenizer.all_special_ids)
-    return ids[0] if ids and ids[0] in special else None
+    return ids[0] if ids and ids[0] in special_ids(tokenizer) else None
+
+
+def special_ids(tokenizer: "PreTrainedTokenizerBase") -> set[int]:
+    """Ids of all special tokens, those that only the tokenizer's file marks as special included."""
+    return {i for i, token in tokenizer.added_tokens_decoder.items() if token.special} | set(tokenizer.all_special_ids)

@@ -10,6 +10,7 @@ floating-point differences between batch shapes (none seen in float32, rare in b
 """
 
 import json
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, Protocol
@@ -55,6 +56,9 @@ class Engine(Protocol):
 
     def generate(self, requests: list[Request]) -> list[Completion]: ...
 
+    def stream(self, batches: Iterable[tuple[int, list[Request]]]) -> Iterator[tuple[int, list[Completion]]]:
+        """(number, answers) of each numbered batch as it is complete, in any order; batches are taken as there is room."""
+
     def close(self) -> None: ...
 
 
@@ -69,7 +73,8 @@ def make_engine(
 ) -> Engine:
     """Load `checkpoint` (a directory) into an engine of the given kind.
 
-    `resources`: threads (CPU); batch_size (transformers); gpu_memory_utilization, tensor_parallel, kv_cache_gib (vLLM).
+    `resources`: threads (CPU); batch_size (transformers); gpu_memory_utilization, tensor_parallel, max_num_seqs,
+    kv_cache_gib (vLLM).
     Raises RecipeError for an unknown kind or dtype, MissingInput when vLLM is not installed, HarnessError when it cannot start.
     """
     if dtype not in DTYPES:

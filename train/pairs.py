@@ -16,6 +16,7 @@ from core.artifacts import read_rows, write_durably, write_rows
 from core.errors import HarnessError, HashMismatch, RecipeError
 from core.seeds import derive_seed
 from core.stage import Stage, main
+from train.ensemble import disagreement
 from train.selection import Candidate, Rules, select_pairs, truncation_fault, win_rates, zero_gap_penalty
 from train.shards import shard_files
 
@@ -42,7 +43,9 @@ def run(stage: Stage) -> dict[str, Any]:
 
 
 def read_scored(stage: Stage) -> list[dict[str, Any]]:
-    """Generation rows, each sample with its "reward" and "win_rate". Raises HashMismatch for annotations of other samples."""
+    """Generation rows, each sample with its "reward" and "win_rate", and with its "members" where several scored it; a row's
+    "knockout" is the pair of its tournament. Raises HashMismatch for annotations of other samples.
+    """
     generated = [row for shard in shard_files(stage.input("generations")) for row in read_rows(shard)]
     annotated = [row for shard in shard_files(stage.input("annotations")) for row in read_rows(shard)]
     if [(r["prompt_id"], len(r["samples"])) for r in generated] != [(r["prompt_id"], len(r["rewards"])) for r in annotated]:
@@ -51,6 +54,11 @@ def read_scored(stage: Stage) -> list[dict[str, Any]]:
         rates = win_rates(annotation["rewards"])
         for sample, reward, rate in zip(row["samples"], annotation["rewards"], rates, strict=True):
             sample |= {"reward": reward, "win_rate": rate}
+        for name, rewards in annotation.get("members", {}).items():
+            for sample, reward in zip(row["samples"], rewards, strict=True):
+                sample.setdefault("members", {})[name] = reward
+        if annotation.get("pair"):
+            row["knockout"] = tuple(annotation["pair"])
     return generated
 
 
@@ -83,7 +91,10 @@ def build_pairs(prompts: list[dict[str, Any]], settings: dict[str, Any]) -> tupl
     for prompt in prompts:
         samples = prompt["samples"]
         selected, reason = select_pairs(
-            [candidate(sample, unit) for sample in samples], rules, derive_seed(settings["seed"], prompt["prompt_id"])
+            [candidate(sample, unit) for sample in samples],
+            rules,
+            derive_seed(settings["seed"], prompt["prompt_id"]),
+            prompt.get("knockout"),
         )
         kept = []
         for pair in selected:
@@ -91,6 +102,8 @@ def build_pairs(prompts: list[dict[str, Any]], settings: dict[str, Any]) -> tupl
             fault = truncation_fault(
                 prompt["prompt_token_ids"], chosen["token_ids"], rejected["token_ids"], settings["max_length"]
             )
+            if not fault and disputed(chosen, rejected) > settings.get("max_disagreement", 1.0):
+                fault = "disagreement"
             if fault:
                 reason = fault
                 continue
@@ -109,6 +122,12 @@ def build_pairs(prompts: list[dict[str, Any]], settings: dict[str, Any]) -> tupl
     return rows, dropped
 
 
+def disputed(chosen: dict[str, Any], rejected: dict[str, Any]) -> float:
+    """Share of an ensemble's members that put the rejected answer above the chosen one; 0 for a single scorer."""
+    names = chosen.get("members", {})
+    return disagreement([chosen["members"][n] for n in names], [rejected["members"][n] for n in names]) if names else 0.0
+
+
 def candidate(sample: dict[str, Any], unit: str) -> Candidate:
     return Candidate(sample["reward"], length_of(sample, unit), sample["text"], sample["finish_reason"] == "length")
 
@@ -119,7 +138,7 @@ def length_of(sample: dict[str, Any], unit: str) -> int:
 
 def side(sample: dict[str, Any], index: int) -> dict[str, Any]:
     """One side of a pair: the sample's own ids, what it was given, and which sample it was."""
-    keys = ("text", "token_ids", "finish_reason", "reward", "win_rate")
+    keys = ("text", "token_ids", "finish_reason", "reward", "win_rate", "members", "policy")
     return {key: sample[key] for key in keys if key in sample} | {"sample": index}
 
 
@@ -127,12 +146,14 @@ def describe(
     prompts: list[dict[str, Any]], pairs: list[dict[str, Any]], dropped: Counter[str], penalty: float = 0.0
 ) -> dict[str, Any]:
     """Fields of `db.models.PreferenceSet`; lengths in tokens, rewards raw (unpenalised). `penalty`: per unit of length."""
-    samples = [sample for prompt in prompts for sample in prompt["samples"]]
+    drawn = [sample for prompt in prompts for sample in prompt["samples"]]
+    samples = [sample for sample in drawn if sample["reward"] is not None]
     rewards = [sample["reward"] for sample in samples]
     lengths = [len(sample["token_ids"]) for sample in samples]
     margins = [pair["chosen"]["reward"] - pair["rejected"]["reward"] for pair in pairs]
     gaps = {unit: [length_of(p["chosen"], unit) - length_of(p["rejected"], unit) for p in pairs] for unit in UNITS}
-    sampled = [[sample["reward"] for sample in prompt["samples"]] for prompt in prompts if prompt["samples"]]
+    by_prompt = [[s["reward"] for s in prompt["samples"] if s["reward"] is not None] for prompt in prompts]
+    sampled = [of_prompt for of_prompt in by_prompt if of_prompt]
     return {
         "n_prompts": len(prompts),
         "n_pairs": len(pairs),
@@ -158,15 +179,31 @@ def describe(
             "length_reward_correlation_within_prompt": correlation(*within_prompt(prompts)),
             "chosen_longer": fmean(gap > 0 for gap in gaps["tokens"]),
             "chosen_lower_reward": fmean(margin < 0 for margin in margins),
-            "truncated": fmean(sample["finish_reason"] == "length" for sample in samples),
-        },
+            "truncated": fmean(sample["finish_reason"] == "length" for sample in drawn),
+            "unscored": 1 - len(samples) / len(drawn),
+        }
+        | of_several(drawn, pairs),
     }
+
+
+def of_several(samples: list[dict[str, Any]], pairs: list[dict[str, Any]]) -> dict[str, float]:
+    """Of several scorers, the mean share that disputes a pair; of several policies, how much of the chosen answers is whose."""
+    told = {}
+    if any("members" in sample for sample in samples):
+        told["disagreement"] = fmean(disputed(pair["chosen"], pair["rejected"]) for pair in pairs)
+    if any("policy" in sample for sample in samples):
+        by = [pair["chosen"].get("policy", "current") for pair in pairs]
+        names = sorted({sample.get("policy", "current") for sample in samples})
+        told |= {f"chosen_from_{name}": by.count(name) / len(by) for name in names}
+    return told
 
 
 def within_prompt(prompts: list[dict[str, Any]]) -> tuple[list[float], list[float]]:
     """Lengths and rewards of all samples, each less its prompt's mean."""
     lengths, rewards = [], []
-    for samples in (prompt["samples"] for prompt in prompts if prompt["samples"]):
+    for samples in ([s for s in prompt["samples"] if s["reward"] is not None] for prompt in prompts):
+        if not samples:
+            continue
         mean_length = fmean(len(s["token_ids"]) for s in samples)
         mean_reward = fmean(s["reward"] for s in samples)
         lengths += [len(s["token_ids"]) - mean_length for s in samples]

@@ -1,29 +1,33 @@
 """Bradley-Terry reward model: `python -m train.reward SPEC.json` (or under torchrun).
 
 inputs: policy (the checkpoint to start from), data (`settings.file` and `pairs_heldout.jsonl`); artifact: `checkpoint/`,
-a sequence classifier with one output read at the last token that is not padding. Loss: mean of
--log sigmoid(r_chosen - r_rejected [- margin]) + c (r_chosen + r_rejected)^2, c = `center_rewards_coefficient`
-(Eisenstein et al. 2023, arXiv 2312.09244). Held-out figures are those of the saved checkpoint, scored in float32 by
-the scorer that annotation uses, after checking that padding and batching do not move its scores.
+a sequence classifier with one output read at the last token that is not padding; `heldout.jsonl`, the rewards of each
+held-out pair; `reliability.json`, the bins behind the calibration error. Loss: `train.reward_losses`. Held-out figures
+(`train.reward_metrics`) are those of the saved checkpoint, scored in float32 by the scorer that annotation uses, after
+checking that padding and batching do not move its scores; no held-out prompt may be among the training pairs.
 """
 
+import json
 from pathlib import Path
 from typing import Any
 
-from core.artifacts import read_rows
+from core.artifacts import read_rows, write_durably, write_rows
 from core.errors import MissingInput, RecipeError
 from core.stage import Stage, main
-from train.chat import load_tokenizer, render
+from train.calibration import reliability, sigmoid
+from train.chat import load_tokenizer, render, special_ids
 from train.checkpoint import rows_file, verify_checkpoint
+from train.filters import context_text
 from train.loop import finish, mean_of, train_and_save
 from train.optimisation import load_dtype, prepare_process, require_training_space, training_arguments
-from train.scorers import BradleyTerryScorer
-from train.spans import special_ids
-from train.statistics import spearman, wilson_interval
+from train.reward_metrics import heldout_metrics
+from train.reward_parity import require_parity
+from train.scorers import BradleyTerryScorer, keep_end
 
-# Largest difference of a score between batch shapes that float32 arithmetic explains.
-_PARITY_TOLERANCE = 1e-3
 _PARITY_SAMPLE = 8
+
+TOO_LONG = ("drop", "cut_left")
+"""What becomes of a pair above max_length: left out, or its prompt cut at the left, which keeps the answers."""
 
 
 def set_distinct_padding(tokenizer: Any) -> None:
@@ -48,52 +52,48 @@ def set_distinct_padding(tokenizer: Any) -> None:
     tokenizer.pad_token = names[spare[0]]
 
 
-def tokenise(rows: list[dict[str, Any]], tokenizer: Any, max_length: int, margin: bool) -> tuple[list[dict[str, Any]], int]:
-    """Rows {"chosen_ids", "rejected_ids", "length"[, "margin"]} and how many pairs were dropped as longer than `max_length`."""
-    examples, dropped = [], 0
+def tokenise(
+    rows: list[dict[str, Any]], tokenizer: Any, max_length: int, margin: bool, too_long: str = "drop"
+) -> tuple[list[dict[str, Any]], dict[str, int]]:
+    """Rows {"chosen_ids", "rejected_ids", "length"[, "margin"]}, and counts of pairs dropped and of pairs cut.
+
+    Too long is a side of more than `max_length` tokens (see `TOO_LONG`); a pair with an answer that is itself too long is
+    always dropped. Raises RecipeError where a sequence ends with the padding token: its reward would be read before its end.
+    """
+    if too_long not in TOO_LONG:
+        raise RecipeError(f"too_long {too_long!r} is unknown; choose one of {', '.join(TOO_LONG)}.")
+    examples, counts = [], {"dropped": 0, "cut": 0}
     for row in rows:
         if margin and "margin" not in row:
             raise RecipeError(f"Preference {row['id']} has no margin; set the reward model's margin to false.")
-        chosen, rejected = (render(tokenizer, row[side], add_generation_prompt=False)[1] for side in ("chosen", "rejected"))
-        length = max(len(chosen), len(rejected))
-        if length > max_length:
-            dropped += 1
-            continue
-        example = {"chosen_ids": chosen, "rejected_ids": rejected, "length": length}
+        sides = {side: render(tokenizer, row[side], add_generation_prompt=False)[1] for side in ("chosen", "rejected")}
+        for ids in sides.values():
+            if ids[-1] == tokenizer.pad_token_id:
+                raise RecipeError(
+                    f"Preference {row['id']} ends with the padding token {tokenizer.pad_token}, before which its reward would be "
+                    "read; give the tokenizer a pad_token that its chat template never writes."
+                )
+        if max(map(len, sides.values())) > max_length:
+            prompt = len(render(tokenizer, row["chosen"][:-1], add_generation_prompt=True)[1])
+            if too_long == "drop" or max(map(len, sides.values())) - prompt >= max_length:
+                counts["dropped"] += 1
+                continue
+            counts["cut"] += 1
+            sides = {side: keep_end(ids, max_length, tokenizer.bos_token_id) for side, ids in sides.items()}
+        example = {f"{side}_ids": ids for side, ids in sides.items()} | {"length": max(map(len, sides.values()))}
         examples.append(example | {"margin": float(row["margin"])} if margin else example)
-    return examples, dropped
+    return examples, counts
 
 
-def heldout_metrics(rows: list[dict[str, Any]], chosen: list[float], rejected: list[float], tokens: list[int]) -> dict[str, Any]:
-    """Accuracy with its 95 % interval, overall and by source, and rank correlation of reward and answer length.
-
-    `chosen`, `rejected`: rewards of each pair; `tokens`: lengths of the chosen answers, then of the rejected. Equal rewards
-    count half.
-    """
-    wins = [0.5 if c == r else float(c > r) for c, r in zip(chosen, rejected, strict=True)]
-    low, high = wilson_interval(sum(wins), len(wins))
-    by_source: dict[str, list[float]] = {}
-    for row, win in zip(rows, wins, strict=True):
-        by_source.setdefault(row["source"], []).append(win)
-    return {
-        "heldout_accuracy": sum(wins) / len(wins),
-        "heldout_low": low,
-        "heldout_high": high,
-        "heldout_n": len(wins),
-        "heldout_by_source": {name: {"accuracy": sum(w) / len(w), "n": len(w)} for name, w in sorted(by_source.items())},
-        "heldout_margin": sum(c - r for c, r in zip(chosen, rejected, strict=True)) / len(wins),
-        "length_correlation": spearman([*chosen, *rejected], [float(n) for n in tokens]),
-    }
-
-
-def require_parity(scorer: BradleyTerryScorer, conversations: list[list[dict[str, str]]]) -> None:
-    """Raise ValueError unless each conversation scores the same alone and padded in a batch with a longer one."""
-    alone = [scorer.score([conversation])[0] for conversation in conversations]
-    filler = [{"role": "user", "content": "word " * min(512, scorer.max_length)}, {"role": "assistant", "content": "end"}]
-    together = scorer.score([*conversations, filler])[:-1]
-    worst = max(abs(a - b) for a, b in zip(alone, together, strict=True))
-    if worst > _PARITY_TOLERANCE:
-        raise ValueError(f"Padding moves the reward model's scores by up to {worst:.2g}; it must not be used.")
+def require_apart(training: list[dict[str, Any]], heldout: list[dict[str, Any]]) -> None:
+    """Raise RecipeError when a held-out pair's prompt is among the training pairs: its accuracy would flatter."""
+    prompts = {context_text(row["chosen"][:-1]) for row in training}
+    shared = [row["id"] for row in heldout if context_text(row["chosen"][:-1]) in prompts]
+    if shared:
+        raise RecipeError(
+            f"{len(shared)} of {len(heldout)} held-out pairs (first: {shared[0]}) have a prompt that is trained on; "
+            "split the data by prompt, as the data stage does."
+        )
 
 
 def run(stage: Stage) -> dict[str, Any]:
@@ -103,7 +103,8 @@ def run(stage: Stage) -> dict[str, Any]:
     prepare_process(settings)
     tokenizer = load_tokenizer(policy)
     set_distinct_padding(tokenizer)
-    examples, dropped = tokenise(read_rows(file), tokenizer, settings["max_length"], settings["margin"])
+    training = read_rows(file)
+    examples, counts = tokenise(training, tokenizer, settings["max_length"], settings["margin"], settings.get("too_long", "drop"))
     if not examples:
         raise MissingInput(f"{file} holds no pair of at most {settings['max_length']} tokens; raise max_length.")
     heldout = read_rows(rows_file(data, "pairs_heldout.jsonl"))
@@ -111,15 +112,15 @@ def run(stage: Stage) -> dict[str, Any]:
         raise MissingInput(
             f"{data} has no held-out pairs to measure the reward model on; raise splits.heldout_pairs in the data settings."
         )
+    require_apart(training, heldout)
     trainer = make_trainer(stage, policy, tokenizer, examples)
     history = train_and_save(trainer, stage, policy, tokenizer)
     if not stage.is_main:
         return {}
     del trainer
-    checkpoint = stage.work / "checkpoint"
-    verify_checkpoint(checkpoint)
-    metrics = {"train_loss": mean_of(history, "loss"), "pairs": len(examples), "dropped": dropped}
-    metrics |= evaluate(checkpoint, heldout, settings["max_length"])
+    verify_checkpoint(stage.work / "checkpoint")
+    metrics = {"train_loss": mean_of(history, "loss"), "pairs": len(examples), **counts}
+    metrics |= evaluate(stage.work, heldout, settings["max_length"])
     finish(stage)
     return metrics
 
@@ -137,7 +138,6 @@ def make_trainer(stage: Stage, policy: Path, tokenizer: Any, examples: list[dict
         stage,
         len(examples),
         max_length=None,  # rows are filtered already
-        center_rewards_coefficient=settings["center_rewards_coefficient"],
     )
     set_seed(settings["seed"])  # the head is drawn at random
     model = AutoModelForSequenceClassification.from_pretrained(
@@ -149,17 +149,35 @@ def make_trainer(stage: Stage, policy: Path, tokenizer: Any, examples: list[dict
         train_dataset=Dataset.from_list(examples),
         processing_class=tokenizer,
         callbacks=[StageCallback(stage)],
+        label_smoothing=settings.get("label_smoothing", 0.0),
+        center_rewards_coefficient=settings["center_rewards_coefficient"],
     )
 
 
-def evaluate(checkpoint: Path, heldout: list[dict[str, Any]], max_length: int) -> dict[str, Any]:
-    """Held-out figures of a saved reward model (see `heldout_metrics`). Raises ValueError when padding moves its scores."""
-    scorer = BradleyTerryScorer(checkpoint, max_length=max_length)
-    require_parity(scorer, [row["chosen"] for row in heldout[:_PARITY_SAMPLE]])
+def evaluate(folder: Path, heldout: list[dict[str, Any]], max_length: int) -> dict[str, Any]:
+    """Held-out figures of the reward model saved in `folder`/checkpoint (see `heldout_metrics`), and heldout_truncated.
+
+    Writes heldout.jsonl and reliability.json there. Raises HarnessError when padding moves its scores.
+    """
+    scorer = BradleyTerryScorer(folder / "checkpoint", max_length=max_length)
+    parity = require_parity(scorer, [row["chosen"] for row in heldout[:_PARITY_SAMPLE]])
     conversations = [row[side] for side in ("chosen", "rejected") for row in heldout]
     rewards = scorer.score(conversations)
+    truncated = sum(scorer.truncated)
     tokens = [len(scorer.tokenizer(c[-1]["content"], add_special_tokens=False)["input_ids"]) for c in conversations]
-    return heldout_metrics(heldout, rewards[: len(heldout)], rewards[len(heldout) :], tokens)
+    n = len(heldout)
+    scored = [
+        {"id": row["id"], "source": row["source"]}
+        | {"chosen_reward": rewards[k], "rejected_reward": rewards[n + k]}
+        | {"chosen_tokens": tokens[k], "rejected_tokens": tokens[n + k]}
+        for k, row in enumerate(heldout)
+    ]
+    write_rows(folder / "heldout.jsonl", scored)
+    table = reliability([sigmoid(row["chosen_reward"] - row["rejected_reward"]) for row in scored])
+    write_durably(folder / "reliability.json", json.dumps(table, indent=1))
+    moved = max(value for way, value in parity.items() if way != "scale")
+    metrics = heldout_metrics(heldout, rewards[:n], rewards[n:], tokens)
+    return metrics | {"heldout_truncated": truncated, "parity": moved}
 
 
 if __name__ == "__main__":

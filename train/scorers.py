@@ -1,4 +1,6 @@
-"""Scorers: conversations in, one number each out. Bradley-Terry reward models ship; others come by entry point.
+"""Scorers: conversations in, one number each out (`score`), or a tournament of a prompt's responses (`rank`).
+
+Bradley-Terry reward models and pairwise preference models ship; others come by entry point.
 
     scorer = make_scorer("bradley_terry", checkpoint, max_length=2048)
     rewards = scorer.score([[{"role": "user", "content": "Hi"}, {"role": "assistant", "content": "Hello."}]])
@@ -6,14 +8,23 @@
 The scorer renders with its own tokenizer and template, never the policy's. Its score is the raw logit, unbounded.
 """
 
+import math
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 from core.errors import HarnessError, RecipeError
+from train.batches import length_batches
 from train.chat import Message, load_tokenizer, render
 from train.loading import load_complete
 from train.plugins import find_plugin
+from train.reward_forward import RewardForward
+from train.reward_parity import PROBES, require_parity
+
+if TYPE_CHECKING:
+    from train.annotation_cache import RewardCache
+
+__all__ = ["SCORERS", "BradleyTerryScorer", "Scorer", "keep_end", "length_batches", "make_scorer"]
 
 DTYPES = {"auto": "float32", "float32": "float32", "bfloat16": "bfloat16", "float16": "float16"}
 """`auto` is float32 everywhere: bfloat16 moved rewards by about 0.13, more than many margins between answers."""
@@ -28,7 +39,10 @@ class Scorer(Protocol):
 
 
 class BradleyTerryScorer:
-    """A sequence classifier with one output, read at the last token that is not padding."""
+    """A sequence classifier with one output, read at the last token that is not padding.
+
+    `cache` (a `train.annotation_cache.RewardCache`, with `identity`, see there) may be set: what it holds is not computed.
+    """
 
     def __init__(
         self,
@@ -50,6 +64,8 @@ class BradleyTerryScorer:
         self.batch_tokens = resources.get("batch_tokens", 65536 if self.device.type == "cuda" else 8192)
         self.max_length = max_length
         self.truncated: list[bool] = []
+        self.cache: RewardCache | None = None
+        self.identity = ""
         self.tokenizer = load_tokenizer(checkpoint)
         model = load_complete(AutoModelForSequenceClassification, checkpoint, DTYPES[dtype])
         if model.config.num_labels != 1:
@@ -59,27 +75,29 @@ class BradleyTerryScorer:
         if model.config.pad_token_id is None:
             model.config.pad_token_id = self.tokenizer.pad_token_id or self.tokenizer.eos_token_id
         self.model = model.to(self.device)
+        self.forward = RewardForward(self.model, self.batch_tokens)
 
     def score(self, conversations: list[list[Message]]) -> list[float]:
-        """Raw rewards in the order given. The longest are cut at the left, which keeps the answer. Raises HarnessError on NaN."""
-        import torch
+        """Raw rewards in the order given. The longest are cut at the left, which keeps the answer. Raises HarnessError on NaN.
 
+        Equal conversations are scored once; what answers to one prompt have in common is computed once.
+        """
         full = [render(self.tokenizer, conversation, add_generation_prompt=False)[1] for conversation in conversations]
         self.truncated = [len(ids) > self.max_length for ids in full]
-        encoded = [keep_end(ids, self.max_length, self.tokenizer.bos_token_id) for ids in full]
-        rewards = [0.0] * len(encoded)
-        for batch in length_batches([len(ids) for ids in encoded], self.batch_tokens):
-            width = max(len(encoded[i]) for i in batch)
-            pad = self.model.config.pad_token_id
-            ids = torch.tensor([encoded[i] + [pad] * (width - len(encoded[i])) for i in batch], device=self.device)
-            mask = torch.tensor([[1] * len(encoded[i]) + [0] * (width - len(encoded[i])) for i in batch], device=self.device)
-            with torch.inference_mode():
-                logits = self.model(input_ids=ids, attention_mask=mask).logits.float()[:, 0]
-            if not torch.isfinite(logits).all():
-                raise HarnessError("The reward model gave a reward that is not a finite number; train or choose another one.")
-            for i, reward in zip(batch, logits.tolist(), strict=True):
-                rewards[i] = reward
-        return rewards
+        encoded = [tuple(keep_end(ids, self.max_length, self.tokenizer.bos_token_id)) for ids in full]
+        known = self.cache.find(self.identity, encoded) if self.cache else {}
+        contexts = {
+            ids: tuple((message["role"], message["content"]) for message in conversation[:-1])
+            for ids, conversation in zip(encoded, conversations, strict=True)
+            if ids not in known
+        }
+        fresh = dict(zip(contexts, self.forward.rewards(list(contexts), list(contexts.values())), strict=True))
+        if not all(map(math.isfinite, fresh.values())):
+            raise HarnessError("The reward model gave a reward that is not a finite number; train or choose another one.")
+        if self.cache and fresh:
+            self.cache.add(self.identity, fresh)
+        known |= fresh
+        return [known[ids] for ids in encoded]
 
 
 def keep_end(ids: list[int], max_length: int, bos: int | None) -> list[int]:
@@ -90,24 +108,25 @@ def keep_end(ids: list[int], max_length: int, bos: int | None) -> list[int]:
     return head + ids[len(ids) - max_length + len(head) :]
 
 
-def length_batches(lengths: list[int], batch_tokens: int) -> list[list[int]]:
-    """Indices grouped so that rows x longest row stays within `batch_tokens` (a row longer than that stands alone)."""
-    batches: list[list[int]] = []
-    for index in sorted(range(len(lengths)), key=lambda i: (-lengths[i], i)):
-        if batches and lengths[batches[-1][0]] * (len(batches[-1]) + 1) <= batch_tokens:
-            batches[-1].append(index)
-        else:
-            batches.append([index])
-    return batches
+def _pairwise(checkpoint: Path, **options: Any) -> Any:
+    from train.preference_model import PairwisePreferenceModel
+
+    return PairwisePreferenceModel(checkpoint, **options)
 
 
-SCORERS: dict[str, Callable[..., Scorer]] = {"bradley_terry": BradleyTerryScorer}
+SCORERS: dict[str, Callable[..., Any]] = {"bradley_terry": BradleyTerryScorer, "pairwise": _pairwise}
 
 
 def make_scorer(
     kind: str, checkpoint: Path, *, max_length: int = 4096, dtype: str = "auto", resources: dict[str, Any] | None = None
 ) -> Scorer:
-    """A scorer by name, from the table above or the entry-point group `harness.scorers` (same signature without `kind`)."""
-    return find_plugin(kind, SCORERS, "harness.scorers")(
+    """A scorer by name, from the table above or the entry-point group `harness.scorers` (same signature without `kind`).
+
+    Raises HarnessError for a Bradley-Terry model whose rewards depend on batch or padding (`train.reward_parity`).
+    """
+    scorer = find_plugin(kind, SCORERS, "harness.scorers")(
         Path(checkpoint), max_length=max_length, dtype=dtype, resources=resources
     )
+    if isinstance(scorer, BradleyTerryScorer):
+        require_parity(scorer, PROBES, DTYPES[dtype])
+    return scorer

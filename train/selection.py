@@ -6,7 +6,7 @@ end: the upstream code re-orients a pair by raw reward afterwards, which undoes 
 
 import math
 import random
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from statistics import fmean, pstdev
 
@@ -17,7 +17,8 @@ from core.errors import RecipeError
 class Candidate:
     """One sampled answer. `length` is in the unit of the penalty; `truncated` means cut off at max_tokens."""
 
-    reward: float
+    reward: float | None
+    """None: it could not be scored, and is neither chosen nor rejected."""
     length: int
     text: str
     truncated: bool = False
@@ -44,8 +45,8 @@ class Rules:
     """Pairs a prompt that top_k makes at most."""
 
     def __post_init__(self) -> None:
-        if self.rule not in RULES:
-            raise RecipeError(f"Pair rule {self.rule!r} is not known; use one of {', '.join(RULES)}.")
+        if self.rule not in (*RULES, TOURNAMENT):
+            raise RecipeError(f"Pair rule {self.rule!r} is not known; use one of {', '.join([*RULES, TOURNAMENT])}.")
         if self.truncated not in ("keep", "drop", "penalise"):
             raise RecipeError(f"truncated is {self.truncated!r}; use keep, drop or penalise.")
         if self.min_margin < 0:
@@ -58,16 +59,26 @@ Selection = tuple[list[Pair], str | None]
 """Pairs and None, or no pairs and the name of the rule that removed the prompt."""
 
 
-def select_pairs(candidates: list[Candidate], rules: Rules, seed: int = 0) -> Selection:
-    """Pairs of one prompt, or the reason why there is none.
+TOURNAMENT = "tournament"
+"""The rule that takes the pair of an annotator's knockout as it is."""
 
-    Reasons, in the order they are looked for: too_few_samples, truncated, duplicate_texts, tie, below_min_margin.
+
+def select_pairs(candidates: list[Candidate], rules: Rules, seed: int = 0, knockout: tuple[int, int] | None = None) -> Selection:
+    """Pairs of one prompt, or the reason why there is none. `knockout`: the tournament's (winner, loser), if it had both.
+
+    Reasons, in the order they are looked for: too_few_samples, unscored, truncated, duplicate_texts, tie (no_final under
+    rule tournament), below_min_margin.
     """
     if len(candidates) < 2:
         return [], "too_few_samples"
-    indices = [i for i, c in enumerate(candidates) if rules.truncated != "drop" or not c.truncated]
+    indices = [i for i, c in enumerate(candidates) if c.reward is not None]
+    if len(indices) < 2:
+        return [], "unscored"
+    indices = [i for i in indices if rules.truncated != "drop" or not candidates[i].truncated]
     if len(indices) < 2:
         return [], "truncated"
+    if rules.rule == TOURNAMENT:
+        return tournament_pair(candidates, indices, rules, knockout)
     indices = first_of_each_text(candidates, indices)
     if len(indices) < 2:
         return [], "duplicate_texts"
@@ -84,6 +95,21 @@ def first_of_each_text(candidates: list[Candidate], indices: list[int]) -> list[
     for i in indices:
         first.setdefault(candidates[i].text.strip(), i)
     return sorted(first.values())
+
+
+def tournament_pair(candidates: list[Candidate], indices: list[int], rules: Rules, knockout: tuple[int, int] | None) -> Selection:
+    """The knockout's own pair: its winner beat its loser, whatever scores were fitted to the few comparisons made."""
+    if knockout is None:
+        return [], "no_final"
+    if not set(knockout) <= set(indices):
+        return [], "truncated"
+    better, worse = (candidates[i] for i in knockout)
+    if better.text.strip() == worse.text.strip():
+        return [], "duplicate_texts"
+    if rules.truncated == "penalise" and better.truncated != worse.truncated:
+        return ([], "truncated") if better.truncated else ([Pair(*knockout, None)], None)
+    margin = better.reward - worse.reward
+    return ([Pair(*knockout, margin)], None) if margin >= rules.min_margin or not rules.min_margin else ([], "below_min_margin")
 
 
 Rank = tuple[bool, float]
@@ -170,10 +196,12 @@ RULES: dict[str, Callable[[dict[int, Rank], Rules, random.Random], list[Pair]]] 
 }
 
 
-def win_rates(rewards: list[float]) -> list[float]:
+def win_rates(rewards: Sequence[float | None]) -> list[float | None]:
     """For each of K sampled answers, the mean over all K of s(r - r_k): the Bradley-Terry probability of beating an answer
-    of the policy that was sampled from (SPPO, arXiv 2405.00675, Algorithm 1; itself counts as a draw)."""
-    return [fmean(_sigmoid(reward - other) for other in rewards) for reward in rewards]
+    of the policy that was sampled from (SPPO, arXiv 2405.00675, Algorithm 1; itself counts as a draw). Those without a
+    reward have none and count for nobody."""
+    known = [reward for reward in rewards if reward is not None]
+    return [None if reward is None else fmean(_sigmoid(reward - other) for other in known) for reward in rewards]
 
 
 def _sigmoid(x: float) -> float:

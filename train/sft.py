@@ -2,19 +2,21 @@
 
 inputs: policy (checkpoint), data (`sft.jsonl`: {"id", "messages"}); artifact: `checkpoint/`.
 The loss is the mean over all learned tokens of a global batch; `loss_on: assistant` learns the assistant's tokens
-and the token that ends each turn.
+and the token that ends each turn. With `packing` a row of the batch holds several conversations that do not see each
+other (`train.packing`), and the same gradient comes out as from the same conversations apart.
 """
 
 from pathlib import Path
 from typing import Any
 
 from core.artifacts import read_rows
-from core.errors import MissingInput, RecipeError
+from core.errors import MissingInput
 from core.stage import Stage, main
 from train.chat import load_tokenizer
 from train.checkpoint import rows_file, verify_checkpoint
 from train.loop import finish, mean_of, train_and_save
 from train.optimisation import load_dtype, prepare_process, require_training_space, training_arguments
+from train.packing import PackedCollator, fill_ratio, pack, packed_attention, require_isolation
 from train.spans import IGNORED, labelled
 
 
@@ -30,24 +32,11 @@ def tokenise(
         ids, labels = labelled(tokenizer, row["messages"], loss_on)
         counts["truncated"] += len(ids) > max_length
         ids, labels = ids[:max_length], labels[:max_length]
-        # The first label is never predicted, so it alone teaches nothing.
-        if all(label == IGNORED for label in labels[1:]):
+        if all(label == IGNORED for label in labels):
             counts["dropped"] += 1
         else:
             examples.append({"input_ids": ids, "labels": labels, "length": len(ids)})
     return examples, counts
-
-
-def require_isolated_packing() -> str:
-    """The attention implementation under which packed samples cannot see each other. Raises RecipeError."""
-    import torch
-    from transformers.utils import is_flash_attn_2_available
-
-    if not (torch.cuda.is_available() and is_flash_attn_2_available()):
-        raise RecipeError(
-            "packing needs flash-attn on a CUDA GPU, else packed samples would see each other; set packing to false."
-        )
-    return "flash_attention_2"
 
 
 def run(stage: Stage) -> dict[str, Any]:
@@ -61,22 +50,27 @@ def run(stage: Stage) -> dict[str, Any]:
         raise MissingInput(
             f"{file} holds no conversation with learned tokens in {settings['max_length']} tokens; raise max_length."
         )
-    trainer = make_trainer(stage, policy, tokenizer, examples)
+    rows = pack(examples, settings["max_length"], settings["seed"]) if settings["packing"] else examples
+    trainer = make_trainer(stage, policy, tokenizer, rows)
     history = train_and_save(trainer, stage, policy)
     if not stage.is_main:
         return {}
     verify_checkpoint(stage.work / "checkpoint")
     finish(stage)
-    return {
+    metrics = {
         "train_loss": mean_of(history, "loss"),
         "examples": len(examples),
         "tokens": sum(row["length"] for row in examples),
         "learned_tokens": sum(label != IGNORED for row in examples for label in row["labels"]),
         **counts,
     }
+    if settings["packing"]:
+        metrics |= {"packed_rows": len(rows), "fill_ratio": fill_ratio(rows, settings["max_length"])}
+    return metrics
 
 
-def make_trainer(stage: Stage, policy: Path, tokenizer: Any, examples: list[dict[str, Any]]) -> Any:
+def make_trainer(stage: Stage, policy: Path, tokenizer: Any, rows: list[dict[str, Any]]) -> Any:
+    """A trainer on tokenised, or packed, rows. Raises RecipeError where packed samples would see each other."""
     from datasets import Dataset
     from transformers import AutoModelForCausalLM
     from trl import SFTConfig
@@ -84,25 +78,30 @@ def make_trainer(stage: Stage, policy: Path, tokenizer: Any, examples: list[dict
     from train.trainers import PackedSFTTrainer, StageCallback, StageSFTTrainer
 
     settings = stage.settings
-    packing = settings["packing"]
-    extra = {"attn_implementation": require_isolated_packing()} if packing else {}
     arguments = training_arguments(
         SFTConfig,
         stage,
-        len(examples),
-        max_length=settings["max_length"] if packing else None,
-        packing=packing,
+        len(rows),
+        max_length=None,  # rows are cut already
         # With several GPUs each rank has its own count of learned tokens; the loss divides by the sum of all.
         average_tokens_across_devices=True,
     )
+    extra: dict[str, Any] = {}
+    if settings["packing"]:
+        attention = packed_attention(settings["precision"])
+        extra["attn_implementation"] = attention
+        pad = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else tokenizer.eos_token_id
+        collator = PackedCollator(pad, flatten=attention == "flash_attention_2")
     model = AutoModelForCausalLM.from_pretrained(policy, dtype=load_dtype(settings), **extra)
-    trainer_class = PackedSFTTrainer if packing else StageSFTTrainer
-    return trainer_class(
+    if settings["packing"] and settings["zero_stage"] != 3:  # ZeRO-3 has spread the weights over the ranks already
+        require_isolation(model.to(arguments.device), collator, autocast=settings["precision"] == "bf16_autocast")
+    return (PackedSFTTrainer if settings["packing"] else StageSFTTrainer)(
         model=model,
         args=arguments,
-        train_dataset=Dataset.from_list(examples),
+        train_dataset=Dataset.from_list(rows),
         processing_class=tokenizer,
         callbacks=[StageCallback(stage)],
+        **({"data_collator": collator} if settings["packing"] else {}),
     )
 
 

@@ -18,6 +18,7 @@ from core.errors import RecipeError
 from core.stage import Stage
 from train.order import EpochOrder
 from train.preference_losses import PairBatch, on_policy_weight
+from train.reward_losses import reward_loss
 from train.rolling import keep_only, mark_complete
 
 PAIR_COLUMNS = tuple(
@@ -100,17 +101,33 @@ class StageSFTTrainer(_StageTrainer, SFTTrainer):
 
 
 class PackedSFTTrainer(StageSFTTrainer):
-    """Rows: input_ids, labels; trl packs them into blocks of max_length whose samples do not see each other."""
+    """Rows of `train.packing.pack`; give it a `train.packing.PackedCollator`."""
 
-    def _prepare_dataset(self, dataset: Dataset, *args: Any, **kwargs: Any) -> Dataset:
-        return SFTTrainer._prepare_dataset(self, dataset, *args, **kwargs)
+    def _set_signature_columns_if_needed(self) -> None:
+        super()._set_signature_columns_if_needed()
+        self._signature_columns = list(dict.fromkeys([*self._signature_columns, "position_ids"]))
 
-    def lengths(self) -> list[int]:
-        return [len(ids) for ids in self.train_dataset["input_ids"]]
+    def compute_loss(self, model: Any, inputs: dict[str, torch.Tensor], *args: Any, **kwargs: Any) -> Any:
+        positions = inputs["position_ids"]
+        unseen = torch.tensor(positions.numel() - positions.size(1), device=positions.device)  # trl counts the first row only
+        self._total_train_tokens += self.accelerator.gather_for_metrics(unseen).sum().item()
+        return super().compute_loss(model, inputs, *args, **kwargs)
 
 
 class StageRewardTrainer(_StageTrainer, RewardTrainer):
-    """Rows: chosen_ids, rejected_ids, length, and margin where it is used."""
+    """Rows: chosen_ids, rejected_ids, length, and margin where it is used. The loss is `train.reward_losses.reward_loss`."""
+
+    def __init__(self, *args: Any, label_smoothing: float = 0.0, center_rewards_coefficient: float | None = None, **kwargs: Any):
+        self.loss_options = {"label_smoothing": label_smoothing, "center_rewards_coefficient": center_rewards_coefficient}
+        super().__init__(*args, **kwargs)
+
+    def compute_loss(
+        self, model: Any, inputs: dict[str, Any], return_outputs: bool = False, num_items_in_batch: Any = None
+    ) -> Any:
+        margin = inputs.pop("margin", None)
+        _, outputs = super().compute_loss(model, inputs, return_outputs=True, num_items_in_batch=num_items_in_batch)
+        loss = reward_loss(*outputs.logits.float().squeeze(-1).chunk(2), margin=margin, **self.loss_options)
+        return (loss, outputs) if return_outputs else loss
 
 
 class StageDPOTrainer(_StageTrainer, DPOTrainer):

@@ -5,6 +5,7 @@ a sample would depend on its neighbours; here every request draws from its own.
 """
 
 import gc
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -43,6 +44,11 @@ class TransformersEngine:
             batch = order[start : start + self.batch_size]
             completions.update(zip(batch, self._generate_batch([requests[i] for i in batch]), strict=True))
         return [completions[i] for i in range(len(requests))]
+
+    def stream(self, batches: Iterable[tuple[int, list[Request]]]) -> Iterator[tuple[int, list[Completion]]]:
+        """See `train.engines.Engine`: one batch after the other."""
+        for number, requests in batches:
+            yield number, self.generate(requests)
 
     def close(self) -> None:
         import torch

@@ -6,6 +6,7 @@ so that a killed stage leaves nothing on the device. Only tensor parallelism sta
 
 import gc
 import os
+from collections.abc import Iterable, Iterator
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -41,6 +42,8 @@ class VllmEngine:
             "tensor_parallel_size": tensor_parallel,
             "gpu_memory_utilization": resources.get("gpu_memory_utilization", 0.9),
         }
+        if not on_gpu or "max_num_seqs" in resources:
+            options["max_num_seqs"] = resources.get("max_num_seqs", 128)
         if not on_gpu:
             # Seeded requests kill the CPU engine when a prompt is prefilled in chunks ("CPU Generator does not use
             # offset"), and any prompt can be chunked when the step's token budget runs out: no chunking at all.
@@ -49,7 +52,6 @@ class VllmEngine:
                 "enable_chunked_prefill": False,
                 "max_num_batched_tokens": max(2048, max_model_len),
             }
-            options |= {"max_num_seqs": resources.get("max_num_seqs", 128)}
         try:
             self.llm = LLM(**options)
         except Exception as error:
@@ -59,12 +61,46 @@ class VllmEngine:
 
     def generate(self, requests: list[Request]) -> list[Completion]:
         """Answers in the order of the requests. Raises RecipeError when one cannot fit `max_model_len`."""
-        from vllm import SamplingParams
+        return next(self.stream([(0, requests)]))[1]
 
-        check_fits(requests, self.max_model_len)
-        prompts = [{"prompt_token_ids": list(ids)} for ids, _ in requests]
-        parameters = [
-            SamplingParams(
+    def stream(self, batches: Iterable[tuple[int, list[Request]]]) -> Iterator[tuple[int, list[Completion]]]:
+        """See `train.engines.Engine`. The next batch joins as soon as fewer requests are left than the engine runs at once:
+        it never idles while the longest answers of a batch end. Raises RecipeError as `generate` does.
+        """
+        engine = self.llm.llm_engine
+        room = engine.vllm_config.scheduler_config.max_num_seqs
+        coming = iter(batches)
+        open_batches: dict[int, tuple[list[Request], dict[int, Completion]]] = {}
+        more = True
+        while more or open_batches:
+            while more and engine.get_num_unfinished_requests() < room:
+                number, requests = next(coming, (None, []))
+                more = number is not None
+                if more and not requests:
+                    yield number, []
+                elif more:
+                    check_fits(requests, self.max_model_len)
+                    self._add(number, requests)
+                    open_batches[number] = requests, {}
+            for output in engine.step() if open_batches else ():
+                if not output.finished:
+                    continue
+                number, position = map(int, output.request_id.split("/"))
+                requests, answers = open_batches[number]
+                sample, sampling = output.outputs[0], requests[position][1]
+                stopped = sample.finish_reason == "stop"
+                answers[position] = complete(self.tokenizer, list(sample.token_ids), sampling, stopped)
+                if len(answers) == len(requests):
+                    del open_batches[number]
+                    yield number, [answers[i] for i in range(len(requests))]
+
+    def _add(self, number: int, requests: list[Request]) -> None:
+        from vllm import SamplingParams
+        from vllm.inputs.engine import tokens_input
+        from vllm.sampling_params import RequestOutputKind
+
+        for position, (ids, sampling) in enumerate(requests):
+            parameters = SamplingParams(
                 n=1,
                 temperature=sampling.temperature,
                 top_p=sampling.top_p,
@@ -74,15 +110,9 @@ class VllmEngine:
                 stop_token_ids=self.stop_ids,
                 detokenize=bool(sampling.stop),
                 skip_special_tokens=True,
+                output_kind=RequestOutputKind.FINAL_ONLY,
             )
-            for _, sampling in requests
-        ]
-        outputs = self.llm.generate(prompts, parameters, use_tqdm=False)
-        samples = [output.outputs[0] for output in outputs]
-        return [
-            complete(self.tokenizer, list(sample.token_ids), sampling, stopped=sample.finish_reason == "stop")
-            for sample, (_, sampling) in zip(samples, requests, strict=True)
-        ]
+            self.llm.llm_engine.add_request(f"{number}/{position}", tokens_input(list(ids)), parameters)
 
     def close(self) -> None:
         self.llm.llm_engine.engine_core.shutdown()

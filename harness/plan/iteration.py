@@ -1,8 +1,11 @@
 """One iteration of online DPO: generate, annotate, pairs, references, training."""
 
+from typing import Any
+
 from harness.plan.nodes import Plan, Ref, threads_of
 from harness.plan.training import training_settings
-from harness.recipe import Recipe
+from harness.recipe import Generate, Recipe
+from train.annotators import JUDGE
 from train.losses import find_loss
 
 
@@ -12,6 +15,69 @@ def _reference(recipe: Recipe, t: int, starts: dict[int, int]) -> int:
         return 0
     refreshed = t if recipe.reference.policy == "previous" else t - (t - 1) % recipe.reference.k
     return starts.get(refreshed, refreshed - 1)
+
+
+def _other_policies(plan: Plan, recipe: Recipe, t: int, starts: dict[int, int]) -> dict[str, Ref]:
+    """Inputs of the policies that the arms name beside the current one."""
+    named = {arm.policy for arm in recipe.generate.arms}
+    current = starts.get(t, t - 1)
+    previous = starts.get(current, current - 1) if current else 0
+    iterates = {"previous": previous, "initial": 0}
+    return {name: plan.policies[f"iter-{i}"] for name, i in iterates.items() if name in named}
+
+
+def _engine_resources(generate: Generate) -> dict[str, Any]:
+    """Of a generation engine: what is not at its default."""
+    resources = {"shard_size": generate.shard_size} | threads_of(generate.threads)
+    given = generate.model_dump(include={"processes", "tensor_parallel", "gpu_memory_utilization", "max_num_seqs"})
+    return resources | {key: value for key, value in given.items() if value != Generate.model_fields[key].default}
+
+
+_JUDGES_TRANSPORT = {
+    "endpoints",
+    "api_key_env",
+    "concurrency",
+    "requests_per_minute",
+    "tokens_per_minute",
+    "max_tokens_name",
+    "price",
+    "max_usd",
+}
+
+
+def _annotation(plan: Plan, recipe: Recipe) -> tuple[dict[str, Any], dict[str, Ref], dict[str, Any]]:
+    """(settings, inputs beside the generations, resources) of the annotate stage."""
+    annotate = recipe.annotate
+    common = {"max_length": annotate.max_length, "dtype": annotate.dtype}
+    inputs: dict[str, Ref] = {}
+    resources: dict[str, Any] = {"batch_tokens": annotate.batch_tokens}
+    if annotate.processes > 1:
+        resources["processes"] = annotate.processes
+    own = {"bradley_terry": "reward", "pairwise": "preference"}
+    members = []
+    for number, member in enumerate(annotate.members):
+        settings: dict[str, Any] = {"scorer": member.scorer} | common
+        if member.options:
+            settings["options"] = member.options
+        if member.scorer == "pairwise" or (annotate.judge and annotate.judge.mode == "compare" and member.scorer == JUDGE):
+            settings |= {"tournament": annotate.tournament, "seed": recipe.seed}
+        if member.scorer == JUDGE:
+            judge = annotate.judge.model_dump(mode="json", exclude_none=True)
+            settings["judge"] = {key: value for key, value in judge.items() if key not in _JUDGES_TRANSPORT}
+            if "base_url" not in judge and judge["endpoints"]:
+                settings["judge"]["base_url"] = judge["endpoints"][0]["base_url"]
+            resources["judge"] = {key: value for key, value in judge.items() if key in _JUDGES_TRANSPORT}
+        if member.scorer == "pairwise" and recipe.preference is not None:
+            resources["self_test"] = recipe.preference.self_test
+        given = plan.inputs.scorers[member.name] if member.checkpoint else plan.policies.get(own.get(member.scorer, ""))
+        if given is not None:
+            settings["input"] = "scorer" if annotate.ensemble is None else f"scorer/{number}"
+            inputs[settings["input"]] = given
+        members.append(settings | {"name": member.name})
+    if annotate.ensemble is None:
+        only = {key: value for key, value in members[0].items() if key not in ("name", "input")}
+        return only, inputs, resources
+    return {"members": members, "combine": annotate.ensemble.combine}, inputs, resources
 
 
 def add_iteration(plan: Plan, recipe: Recipe, t: int, starts: dict[int, int]) -> None:
@@ -24,7 +90,7 @@ def add_iteration(plan: Plan, recipe: Recipe, t: int, starts: dict[int, int]) ->
         "file": "prompts_pool.jsonl",
         "start": (t - 1) * size,
         "stop": t * size,
-        "arms": [arm.model_dump() for arm in generate.arms],
+        "arms": [arm.model_dump(exclude={"policy"} if arm.policy == "current" else None) for arm in generate.arms],
         "max_tokens": generate.max_tokens,
         "max_model_len": generate.max_model_len,
         "dtype": generate.dtype,
@@ -32,25 +98,15 @@ def add_iteration(plan: Plan, recipe: Recipe, t: int, starts: dict[int, int]) ->
         "iteration": t,
         "system_prompt": generate.system_prompt,
     }
-    resources = {"shard_size": generate.shard_size} | threads_of(generate.threads)
-    generations = plan.add(
-        f"generate[{t}]",
-        "train.generate",
-        settings,
-        {"policy": policy, "data": Ref(stage="data")},
-        iteration=t,
-        resources=resources,
-    )
-    settings = {"scorer": annotate.scorer, "max_length": annotate.max_length, "dtype": annotate.dtype}
-    annotations = plan.add(
-        f"annotate[{t}]",
-        "train.annotate",
-        settings,
-        {"generations": generations, "scorer": plan.policies["reward"]},
-        iteration=t,
-        resources={"batch_tokens": annotate.batch_tokens},
-    )
+    inputs = {"policy": policy, "data": Ref(stage="data")} | _other_policies(plan, recipe, t, starts)
+    resources = _engine_resources(generate)
+    generations = plan.add(f"generate[{t}]", "train.generate", settings, inputs, iteration=t, resources=resources)
+    settings, inputs, resources = _annotation(plan, recipe)
+    inputs = {"generations": generations} | inputs
+    annotations = plan.add(f"annotate[{t}]", "train.annotate", settings, inputs, iteration=t, resources=resources)
     settings = recipe.pairs.model_dump() | {"max_length": recipe.dpo.max_length, "seed": recipe.seed}
+    if annotate.ensemble is not None and annotate.ensemble.max_disagreement is not None:
+        settings["max_disagreement"] = annotate.ensemble.max_disagreement
     inputs = {"generations": generations, "annotations": annotations}
     if recipe.dpo.data == "all" and t > 1:
         inputs["earlier"] = Ref(stage=f"pairs[{t - 1}]")

@@ -10,8 +10,9 @@ from harness.recipe import Evaluate
 VERSIONS = {
     "train.convert": 1,
     "train.data": 1,
-    "train.sft": 1,
-    "train.reward": 1,
+    "train.sft": 2,  # spans by text, isolated packing
+    "train.reward": 2,  # calibration, length bias, files of held-out scores
+    "train.preference": 1,
     "train.generate": 1,
     "train.annotate": 1,
     "train.pairs": 2,  # win rates, length gaps
@@ -81,6 +82,8 @@ class Inputs:
     reward: Ref | None = None
     gold_reward: Ref | None = None
     """Reward models that the recipe names as checkpoints."""
+    preference: Ref | None = None
+    """The preference model that the recipe names as a checkpoint."""
     judge: Ref | None = None
     """The checkpoint that the recipe has served as its judge."""
 

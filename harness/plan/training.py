@@ -3,20 +3,23 @@
 from typing import Any
 
 from harness.plan.nodes import Plan, Ref
-from harness.recipe import LOSS_KEYS, Recipe, Training
+from harness.recipe import LOSS_KEYS, Recipe, Reward, Training
 
+# Options that came later: left out where they have their default, so that models trained before them keep their keys.
+_LATER_OPTIONS = {"label_smoothing": 0.0, "too_long": "drop"}
 _RESOURCES = ("micro_batch_size", "num_processes", "save_steps")
 
 
 def training_settings(section: Training, seed: int) -> tuple[dict[str, Any], dict[str, Any]]:
     """(settings, resources) of a training section."""
-    values = section.model_dump(mode="json", exclude={"enabled", "checkpoint", "start", "data", "held_out_pairs", *LOSS_KEYS})
+    elsewhere = {"enabled", "checkpoint", "start", "data", "held_out_pairs", "self_test"}
+    values = section.model_dump(mode="json", exclude=elsewhere | set(LOSS_KEYS))
     resources = {k: values.pop(k) for k in _RESOURCES}
     return values | {"seed": seed}, resources
 
 
 def add_preparation(plan: Plan, recipe: Recipe) -> None:
-    """Base checkpoint, data, SFT and the reward models."""
+    """Base checkpoint, data, SFT, the reward models and the preference model."""
     inputs = plan.inputs
     if inputs.base is None:
         package = recipe.base.source.removeprefix("package:")
@@ -50,6 +53,7 @@ def add_preparation(plan: Plan, recipe: Recipe) -> None:
     for name, section, given in (
         ("reward", recipe.reward, inputs.reward),
         ("gold_reward", recipe.gold_reward, inputs.gold_reward),
+        ("preference", recipe.preference, inputs.preference),
     ):
         if section is None:
             continue
@@ -57,7 +61,10 @@ def add_preparation(plan: Plan, recipe: Recipe) -> None:
             plan.policies[name] = given
             continue
         settings, resources = training_settings(section, recipe.seed)
-        settings["file"] = "reward_train.jsonl" if name == "reward" else "gold_train.jsonl"
+        if isinstance(section, Reward):
+            settings = {key: value for key, value in settings.items() if _LATER_OPTIONS.get(key, ...) != value}
+        settings["file"] = "gold_train.jsonl" if name == "gold_reward" else "reward_train.jsonl"
         start = plan.policies["base"] if section.start == "base" else plan.policies["iter-0"]
-        plan.add(name, "train.reward", settings, {"policy": start, "data": data_ref}, resources=resources)
+        program = "train.preference" if name == "preference" else "train.reward"
+        plan.add(name, program, settings, {"policy": start, "data": data_ref}, resources=resources)
         plan.policies[name] = Ref(stage=name, part="checkpoint")

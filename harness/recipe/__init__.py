@@ -14,7 +14,7 @@ from harness.recipe.dpo import DPO, LOSS_KEYS, Reference
 from harness.recipe.evaluation import Benchmark, Endpoint, Evaluate, Judge, Price
 from harness.recipe.online import Annotate, Arm, Generate, Pairs
 from harness.recipe.sections import Model, Positive, Section
-from harness.recipe.training import SFT, Reward, Training
+from harness.recipe.training import SFT, Preference, Reward, Training
 from train.hooks import make_hook
 from train.losses import find_loss
 
@@ -34,6 +34,7 @@ __all__ = [
     "Judge",
     "Model",
     "Pairs",
+    "Preference",
     "Price",
     "Recipe",
     "Reference",
@@ -64,9 +65,13 @@ class Recipe(Section):
     base: Model
     data: Data
     sft: SFT
-    reward: Reward
+    reward: Reward | None = None
+    """The reward model that annotates, unless annotate.scorer says otherwise; null leaves it out."""
     gold_reward: Reward | None = None
     """A second reward model on pairs the first never saw: the judge of over-optimisation."""
+    preference: Preference | None = None
+    """A model that compares two answers, for annotate.scorer pairwise. `reward: null` then leaves the reward model out, and with
+    it the proxy curve of held_out_reward: probabilities of one prompt's answers do not rank policies. The gold reward stays."""
     generate: Generate
     annotate: Annotate = Annotate()
     pairs: Pairs = Pairs()
@@ -91,6 +96,20 @@ class Recipe(Section):
             raise ValueError(
                 "evaluate.judge.role is gold_reward but the recipe has no gold_reward section; add one or set role: reward"
             )
+        if judge.kind == "reward_model" and judge.role == "reward" and self.reward is None:
+            raise ValueError("evaluate.judge.role is reward but the recipe has no reward section; set role: gold_reward")
+        if self.evaluate.held_out_reward and self.reward is None and self.gold_reward is None:
+            raise ValueError("held-out rewards need a reward model; add gold_reward or set evaluate.held_out_reward: false")
+        return self
+
+    @model_validator(mode="after")
+    def _scorer_is_there(self) -> "Recipe":
+        for section in sorted(self.annotate.sections):
+            if getattr(self, section) is None:
+                scorer = {"reward": "bradley_terry", "preference": "pairwise"}[section]
+                raise ValueError(f"the scorer {scorer} of annotate needs a {section} section; add one or set another scorer")
+        if self.preference is not None and "preference" not in self.annotate.sections:
+            raise ValueError("only the scorer pairwise uses the preference section; set annotate.scorer or leave the section out")
         return self
 
     @property

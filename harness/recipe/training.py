@@ -46,8 +46,12 @@ class Training(Section):
 class SFT(Training):
     enabled: bool = True
     """False starts the loop from the base model itself."""
-    loss_on: Literal["assistant", "all"] = "assistant"
+    loss_on: Literal["assistant", "last", "all"] = "assistant"
+    """Tokens that are learned: all assistant turns with their turn ends; the last one only, for chat templates that rewrite
+    earlier turns (those that drop past reasoning); or everything."""
     packing: bool = False
+    """Several conversations share a row of up to max_length tokens without seeing each other (flash attention where it is
+    installed, else a block-diagonal mask). batch_size and micro_batch_size then count rows."""
 
 
 class Reward(Training):
@@ -56,4 +60,27 @@ class Reward(Training):
     start: Literal["base", "sft"] = "base"
     """Initial weights of the trained one."""
     center_rewards_coefficient: float | None = Field(None, ge=0)
+    """Adds this times (r_chosen + r_rejected)^2, which keeps rewards near mean 0 (arXiv 2312.09244; 0.01 there)."""
     margin: bool = False
+    """Subtracts each pair's `margin` from its reward difference in the loss (arXiv 2307.09288, Eq. 2)."""
+    label_smoothing: float = Field(0.0, ge=0, lt=0.5)
+    """Share of preference labels taken to be wrong."""
+    too_long: Literal["drop", "cut_left"] = "drop"
+    """A pair above max_length is dropped, or its prompt is cut at the left (the paper's code), which keeps both answers."""
+
+
+class Preference(Training):
+    """A model that compares two answers (A or B), for `annotate.scorer: pairwise`. Defaults are the paper's (section 2.2)."""
+
+    checkpoint: Model | None = None
+    """A preference model to use as it is, e.g. RLHFlow/pair-preference-model-LLaMA3-8B; None trains one on the recipe's pairs."""
+    start: Literal["base", "sft"] = "base"
+    """Initial weights of the trained one."""
+    learning_rate: float = Field(5e-6, gt=0, lt=1)
+    batch_size: Positive = 128
+    max_length: Positive = 3072
+    """Tokens of context and both responses together."""
+    orders: Literal["random", "both"] = "random"
+    """Each pair shown in one order, drawn by the seed, or in both: twice the examples."""
+    self_test: bool = True
+    """Check known pairs whenever the model is loaded; a model under another chat template judges badly without any other sign."""

@@ -1,0 +1,135 @@
+"""What annotation has paid for once: rewards by weights and token ids, and a judge's replies by what was asked.
+
+One SQLite file beside the artifact store (HARNESS_HOME/cache/annotations.db), shared by all runs. A reward's key is a hash
+of scorer kind, checkpoint fingerprint, dtype, max_length and token ids, so that it never answers for other weights. Any
+number of processes may read and write: a row is written once, and whoever comes second writes nothing. SQLite's rollback
+journal, not WAL: it also holds on network file systems that lock.
+"""
+
+import hashlib
+import json
+import sqlite3
+from array import array
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import closing, contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from core.errors import HarnessError
+from core.fingerprint import digest
+
+if TYPE_CHECKING:
+    from evals.judges.cache import Charge, Place
+    from evals.judges.endpoint import Completion
+
+_TABLES = """
+CREATE TABLE IF NOT EXISTS reward (key BLOB PRIMARY KEY, value REAL NOT NULL) WITHOUT ROWID;
+CREATE TABLE IF NOT EXISTS reply (key TEXT PRIMARY KEY, body TEXT NOT NULL);
+CREATE TABLE IF NOT EXISTS spent (run TEXT PRIMARY KEY, calls INTEGER, tokens INTEGER, micro_dollars INTEGER);
+"""
+_BUSY_SECONDS = 120
+_AT_ONCE = 500
+"""Keys a query; SQLite's oldest limit on variables is 999."""
+
+
+class AnnotationCache:
+    """The file. Raises HarnessError when it cannot be read as one."""
+
+    def __init__(self, path: Path):
+        self.path = path
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with self._connected() as connection:
+            connection.executescript(_TABLES)
+
+    @contextmanager
+    def _connected(self) -> Iterator[sqlite3.Connection]:
+        """A connection of the calling thread's own; what is written on it is one transaction."""
+        try:
+            with closing(sqlite3.connect(self.path, timeout=_BUSY_SECONDS, isolation_level=None)) as connection:
+                yield connection
+        except sqlite3.DatabaseError as error:
+            raise HarnessError(
+                f"The annotation cache {self.path} cannot be used ({error}); remove the file or mend its disk."
+            ) from error
+
+    @contextmanager
+    def writing(self) -> Iterator[sqlite3.Connection]:
+        with self._connected() as connection:
+            connection.execute("BEGIN IMMEDIATE")
+            try:
+                yield connection
+            except BaseException:
+                connection.execute("ROLLBACK")
+                raise
+            connection.execute("COMMIT")
+
+    def rewards(self, keys: list[bytes]) -> dict[bytes, float]:
+        """Those that are here."""
+        found: dict[bytes, float] = {}
+        with self._connected() as connection:
+            for start in range(0, len(keys), _AT_ONCE):
+                part = keys[start : start + _AT_ONCE]
+                marks = ",".join("?" * len(part))
+                found |= dict(connection.execute(f"SELECT key, value FROM reward WHERE key IN ({marks})", part))
+        return found
+
+    def add_rewards(self, rows: Iterable[tuple[bytes, float]]) -> None:
+        with self.writing() as connection:
+            connection.executemany("INSERT OR IGNORE INTO reward VALUES (?, ?)", rows)
+
+
+class RewardCache:
+    """The rewards in an `AnnotationCache`, by token ids; `hits` and `misses` count since it was made."""
+
+    def __init__(self, cache: AnnotationCache):
+        self.cache, self.hits, self.misses = cache, 0, 0
+
+    def find(self, identity: str, rows: Iterable[tuple[int, ...]]) -> dict[tuple[int, ...], float]:
+        """Token ids -> reward of the rows that were scored before under this identity."""
+        keys = {reward_key(identity, ids): ids for ids in rows}
+        found = {keys[key]: reward for key, reward in self.cache.rewards(list(keys)).items()}
+        self.hits += len(found)
+        self.misses += len(keys) - len(found)
+        return found
+
+    def add(self, identity: str, rewards: Mapping[tuple[int, ...], float]) -> None:
+        self.cache.add_rewards([(reward_key(identity, ids), reward) for ids, reward in rewards.items()])
+
+
+def reward_identity(kind: str, fingerprint: str, dtype: str, max_length: int) -> str:
+    """What besides the tokens decides a reward."""
+    return digest({"kind": kind, "fingerprint": fingerprint, "dtype": dtype, "max_length": max_length})
+
+
+def reward_key(identity: str, ids: tuple[int, ...]) -> bytes:
+    """sha256 of identity and ids (as little-endian int32)."""
+    return hashlib.sha256(identity.encode() + array("i", ids).tobytes()).digest()
+
+
+class ReplyStore:
+    """A judge's replies and what a run has spent on them (`evals.judges.cache.Replies`): kept and charged in one transaction."""
+
+    def __init__(self, cache: AnnotationCache, run: str):
+        self.cache, self.run = cache, run
+
+    def find(self, key: str) -> dict[str, Any] | None:
+        with self.cache._connected() as connection:
+            row = connection.execute("SELECT body FROM reply WHERE key = ?", (key,)).fetchone()
+        return None if row is None else json.loads(row[0])
+
+    def buy(self, place: "Place", cost: "Charge", key: str | None = None, completion: "Completion | None" = None) -> None:
+        spent = (self.run, 1, cost.tokens_in + cost.tokens_out, cost.micro_dollars)
+        with self.cache.writing() as connection:
+            if completion is not None:
+                connection.execute("INSERT OR IGNORE INTO reply VALUES (?, ?)", (key, json.dumps(completion.body)))
+            connection.execute(
+                "INSERT INTO spent VALUES (?, ?, ?, ?) ON CONFLICT (run) DO UPDATE SET calls = calls + excluded.calls, "
+                "tokens = tokens + excluded.tokens, micro_dollars = micro_dollars + excluded.micro_dollars",
+                spent,
+            )
+
+    def spent(self) -> tuple[int, int, int]:
+        """(calls, tokens, micro-dollars) of this run so far, all attempts together."""
+        with self.cache._connected() as connection:
+            row = connection.execute("SELECT calls, tokens, micro_dollars FROM spent WHERE run = ?", (self.run,)).fetchone()
+        return row or (0, 0, 0)
