@@ -1,4 +1,4 @@
-"""Commands for saved work: rescore, import, export. Thin, like `harness.cli`, of which they are a part."""
+"""Commands for saved work: rescore, import. Thin, like `harness.cli`, of which they are a part."""
 
 from pathlib import Path
 from typing import Annotated
@@ -47,6 +47,14 @@ def _given(
     }
 
 
+def _prepare(benchmark: str, unsafe_exec: bool) -> None:
+    """Let the sandbox start while the rest is imported."""
+    if benchmark in ("human_eval", "mbpp") and not unsafe_exec:
+        from evals.code import sandbox
+
+        sandbox.prepare()
+
+
 def rescore(
     benchmark: Name,
     files: Files,
@@ -62,6 +70,7 @@ def rescore(
     """Compute scores from saved judgments or samples in the reference tools' formats. Needs no model and records nothing."""
     from harness.commands_saved import print_rescored
 
+    _prepare(benchmark, unsafe_exec)
     given = _given(folds, length_control, difficulty, style_control, plus, unsafe_exec, strip_a)
     print_rescored(benchmark, files, given, as_json)
 
@@ -87,34 +96,13 @@ def import_(
     """Record saved judgments, answers or published leaderboards, with their source and the hashes of their files."""
     from harness.commands_saved import run_import
 
+    _prepare(benchmark, unsafe_exec)
     given = _given(folds, length_control, difficulty, style_control, plus, unsafe_exec, strip_a)
     run_import(benchmark, files, source, outputs, published, given, as_json, db)
 
 
-def export(
-    checkpoint: Annotated[
-        str, typer.Argument(help="Name or start of the fingerprint; or `site`: the whole leaderboard as one HTML file.")
-    ],
-    benchmark: Annotated[str | None, typer.Option(help="Which of its evaluations.", show_default=False)] = None,
-    to: Annotated[Path, typer.Option(help="Folder to write into.")] = Path("export"),
-    form: Annotated[
-        str | None, typer.Option("--format", help=f"{FORMAT_NAMES} (default: the benchmark's own).", show_default=False)
-    ] = None,
-    judge: Annotated[str | None, typer.Option(help="Whose verdicts, where several judged.", show_default=False)] = None,
-    as_json: AsJson = False,
-    db: Database = None,
-) -> None:
-    """Write answers and judgments in the reference tools' file formats, or the leaderboard as a page without a server."""
-    from harness.commands_saved import run_export, run_export_site
-
-    if checkpoint == "site":
-        run_export_site(to, as_json, db)
-        return
-    run_export(checkpoint, benchmark, form, judge, to, as_json, db)
-
-
 def add_commands(app: typer.Typer) -> None:
-    """Add the three commands to the harness's."""
+    """Add the two commands to the harness's."""
     app.command(
         epilog="Examples: harness rescore alpaca_eval annotations.json --json   |   harness rescore arena_hard "
         "model_judgment/gpt-4-1106-preview --style-control all   |   harness rescore human_eval samples.jsonl.gz --plus",
@@ -124,7 +112,3 @@ def add_commands(app: typer.Typer) -> None:
         epilog="Examples: harness import alpaca_eval annotations.json --source https://...   |   harness import mt_bench "
         "model_answer/my-model.jsonl --outputs   |   harness import alpaca_eval leaderboard.csv --published",
     )(import_)
-    app.command(
-        epilog="Examples: harness export quickstart/iter-2 --benchmark alpaca_eval --to results   |   "
-        "harness export site --to public"
-    )(export)

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from core.errors import SandboxUnavailable
-from evals.code import sandbox
+from evals.code import hull, sandbox
 from tests.escape_corpus import CORPUS
 
 TIMEOUT = 1.0
@@ -23,13 +23,23 @@ class Ran:
     seconds: float
 
 
-@pytest.fixture(scope="module")
-def ran(tmp_path_factory: pytest.TempPathFactory):
-    """(what became of each program, name of their mark, secret, listener): all run once, two at a time."""
+@pytest.fixture(scope="module", params=["in a hull", "alone"])
+def contained(request: pytest.FixtureRequest):
+    """Each way in which a sandbox is made."""
     try:
         sandbox.probe()
     except SandboxUnavailable as reason:
         pytest.skip(str(reason))
+    if request.param == "in a hull" and not sandbox.nests():
+        pytest.skip("namespaces do not nest on this machine")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(sandbox, "nests", lambda: request.param == "in a hull")
+        yield
+
+
+@pytest.fixture(scope="module")
+def ran(tmp_path_factory: pytest.TempPathFactory, contained: None):
+    """(what became of each program, name of their mark, secret, listener): all run once, two at a time."""
     secret = tmp_path_factory.mktemp("user") / "secret.txt"
     secret.write_text("secret")
     mark = f"escaped-{os.getpid()}-{time.monotonic_ns()}"
@@ -70,6 +80,9 @@ def test_a_program_is_contained_and_does_not_pass(name: str, ran):
 def test_nothing_is_left_of_them(ran):
     _, mark, secret, listener = ran
     assert not processes("sleep 600"), "a process of a program is still running"
+    if sandbox.nests():
+        assert len(living_descendants(hull.current().process.pid)) == 2, "more than bubblewrap's init and the waiting process"
+    hull.close()
     assert not processes("bwrap", parent=os.getpid()), "a sandbox of ours is still running"
     with pytest.raises(BlockingIOError):
         listener.accept()
@@ -80,7 +93,7 @@ def test_nothing_is_left_of_them(ran):
     assert Path("/proc/sys/kernel/hostname").read_text().strip() != mark
 
 
-def test_the_process_with_the_verdict_is_out_of_reach():
+def test_the_process_with_the_verdict_is_out_of_reach(contained: None):
     """Tried by the code, counted by the tests: nothing of the checker can be opened, traced or read."""
     code = """
 import ctypes, os
@@ -121,4 +134,23 @@ def processes(word: str, parent: int | None = None) -> list[str]:
             continue
         if word in command and parent in (None, of):
             found.append(command)
+    return found
+
+
+def living_descendants(pid: int) -> list[int]:
+    """Processes below `pid` that are no zombies."""
+    states = {}
+    for entry in Path("/proc").iterdir():
+        if entry.name.isdigit():
+            try:
+                state, parent = (entry / "stat").read_text().rpartition(")")[2].split()[:2]
+            except OSError:
+                continue
+            states[int(entry.name)] = (state, int(parent))
+    found, wanted = [], [pid]
+    while wanted:
+        above = wanted.pop()
+        below = [one for one, (_, parent) in states.items() if parent == above]
+        found += [one for one in below if states[one][0] != "Z"]
+        wanted += below
     return found

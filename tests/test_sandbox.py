@@ -2,6 +2,7 @@
 
 import os
 import shutil
+import signal
 import subprocess
 import time
 from pathlib import Path
@@ -9,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from core.errors import SandboxUnavailable
-from evals.code import sandbox
+from evals.code import bubblewrap, hull, sandbox
 from tests.test_escape_corpus import processes
 
 
@@ -144,12 +145,35 @@ def test_denied_user_namespaces_are_found_at_the_start(monkeypatch: pytest.Monke
             folder.chmod(folder.stat().st_mode | 0o001)
     monkeypatch.setattr(shutil, "which", lambda name: str(denied))
     monkeypatch.setenv("PATH", f"{tmp_path}:{os.environ['PATH']}")
-    sandbox._bubblewrap.cache_clear()
+    monkeypatch.setattr(sandbox, "nests", lambda: False)
+    for cached in (bubblewrap._arguments, bubblewrap.alone):
+        cached.cache_clear()
     try:
         with pytest.raises(SandboxUnavailable, match="No permissions to create namespace.*max_user_namespaces"):
             sandbox.probe.__wrapped__()
     finally:
-        sandbox._bubblewrap.cache_clear()
+        for cached in (bubblewrap._arguments, bubblewrap.alone, bubblewrap.around_many):
+            cached.cache_clear()
+
+
+def test_a_hull_that_ended_is_started_anew():
+    if not sandbox.nests():
+        pytest.skip("namespaces do not nest on this machine")
+    first = hull.current()
+    os.kill(first.process.pid, signal.SIGKILL)
+    first.process.wait()
+    assert sandbox.run_program("x = 1").passed and hull.current() is not first
+
+
+def test_where_namespaces_do_not_nest_each_program_has_a_bubblewrap(monkeypatch: pytest.MonkeyPatch):
+    def refused(*_):
+        """A mock: a kernel that refuses nested namespaces cannot be had on demand."""
+        raise hull.StartFailed("unshare: Operation not permitted")
+
+    monkeypatch.setattr(hull, "child", refused)
+    assert not sandbox.nests.__wrapped__()
+    monkeypatch.setattr(sandbox, "nests", lambda: False)
+    assert sandbox.probe.__wrapped__() == sandbox.BUBBLEWRAP and sandbox.run_program("x = 1").passed
 
 
 def test_uncontained_mode_has_limits_and_kills_the_process_group():

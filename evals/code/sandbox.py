@@ -2,13 +2,15 @@
 
 Contained: every namespace is unshared, the file system is a read-only view of the system folders and of this very
 interpreter, with a small writable /tmp; no further user namespaces can be made; the environment is empty; a program is
-killed with all its descendants when its time is up. RLIMIT_NPROC does not bind root, so root first becomes nobody.
-Inside, the tests run in a process of their own that calls the generated code's functions through a pipe
-(`sandbox_child.py`): it alone holds the expected values and the random token that means "passed". Memory is limited per
-process, not per sandbox. Uncontained (`unsafe_exec`) none of this is promised but the time limit.
+killed with all its descendants when its time is up. Inside, the tests run in a process of their own that calls the
+generated code's functions through a pipe (`sandbox_child.py`): it alone holds the expected values and the random token
+that means "passed". Memory is limited per process, not per sandbox.
+
+Where the kernel lets namespaces nest, a sandbox is made within an outer one by a process that waits there (`hull.py`), which
+spares each program the start of bubblewrap and of an interpreter; elsewhere each has a bubblewrap of its own. Both contain
+alike. Uncontained (`unsafe_exec`) none of this is promised but the time limit.
 """
 
-import atexit
 import json
 import marshal
 import os
@@ -17,44 +19,24 @@ import secrets
 import select
 import shutil
 import signal
+import socket
 import subprocess
-import sys
-import sysconfig
-import tempfile
-import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import AbstractContextManager, nullcontext, suppress
+from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
-from threading import BoundedSemaphore
+from threading import BoundedSemaphore, Thread
 
 from core.errors import SandboxUnavailable
+from evals.code import bubblewrap, hull
+from evals.code.sandbox_report import Outcome, StartFailed, watch
 
 BUBBLEWRAP = "bubblewrap"
 UNSAFE = "unsafe_exec"
 TESTS = "apart-1"
 """How programs are tested: part of the identity of a verdict. 1: tests in a process of their own."""
-NOBODY = 65534
-WRITABLE_BYTES = 64 << 20
-STARTUP_SECONDS = 30.0
-REPORT_BYTES = 64 << 10
-OUTPUT_BYTES = 256 << 20
-_CHILD = Path(__file__).with_name("sandbox_child.py")
-# Slow to import and common: imported once, before the sandbox's two processes part, where the program names them.
-_SLOW_MODULES = (
-    "typing",
-    "re",
-    "collections",
-    "functools",
-    "hashlib",
-    "random",
-    "datetime",
-    "decimal",
-    "fractions",
-    "statistics",
-)
 _INSTALL = "install it with `apt-get install bubblewrap` (0.8 or newer), or set unsafe_exec to run generated code uncontained"
 
 
@@ -73,23 +55,6 @@ class Program:
     """What the tests find as `harness.data`."""
 
 
-@dataclass(frozen=True)
-class Outcome:
-    """What became of one program."""
-
-    status: str
-    """passed | failed (it raised or ended early) | timeout | error (the sandbox, not the program, is at fault)."""
-    detail: str
-    """Tail of the traceback or of the sandbox's message; written by the program, so not to be believed."""
-    seconds: float
-    output: bytes = b""
-    """What the tests left as `harness.output`, where they passed."""
-
-    @property
-    def passed(self) -> bool:
-        return self.status == "passed"
-
-
 @cache
 def probe() -> str:
     """The mode in which code can be contained here ("bubblewrap"), checked by running one program.
@@ -98,6 +63,8 @@ def probe() -> str:
     """
     if shutil.which("bwrap") is None:
         raise SandboxUnavailable(f"Generated code cannot be contained: bubblewrap is not installed; {_INSTALL}.")
+    if nests():
+        return BUBBLEWRAP
     if "--disable-userns" not in subprocess.run(["bwrap", "--help"], capture_output=True, text=True).stdout:
         raise SandboxUnavailable(
             f"Generated code cannot be contained: this bubblewrap is too old (no --disable-userns); {_INSTALL}."
@@ -105,7 +72,7 @@ def probe() -> str:
     try:
         outcome = run_program("", timeout=10.0, mode=BUBBLEWRAP)
     except PermissionError as error:  # root of a user namespace that maps no other user
-        outcome = Outcome("error", f"cannot become user {NOBODY}: {error}", 0.0)
+        outcome = Outcome("error", f"cannot become user {bubblewrap.NOBODY}: {error}", 0.0)
     if not outcome.passed:
         raise SandboxUnavailable(
             f"Generated code cannot be contained: bubblewrap fails here ({outcome.detail.strip() or outcome.status}); allow user "
@@ -113,6 +80,25 @@ def probe() -> str:
             "container with a seccomp profile that permits them), or set unsafe_exec to run generated code uncontained."
         )
     return BUBBLEWRAP
+
+
+@cache
+def nests() -> bool:
+    """Whether sandboxes can be made within one hull here, checked by running one program in one."""
+    try:
+        return _run(Program(""), 10.0, hull.child(10.0), nullcontext()).passed
+    except (OSError, StartFailed):
+        return False
+
+
+def prepare() -> None:
+    """Start, on the side, what the first program would wait for; a failure is left for `probe` to explain."""
+
+    def start() -> None:
+        with suppress(StartFailed, OSError):
+            hull.current()
+
+    Thread(target=start, daemon=True).start()
 
 
 def run_program(
@@ -125,45 +111,11 @@ def run_program(
     """
     if isinstance(program, str):
         program = Program(program)
-    token = secrets.token_hex(16)
-    token_in, token_out = os.pipe()
-    report_in, report_out = os.pipe()
-    info_in, info_out = os.pipe()
-    source_fd = os.memfd_create("program")
+    sandbox = hull.child(timeout) if mode == BUBBLEWRAP and nests() else _alone(mode, timeout, _imports(program))
     try:
-        with os.fdopen(os.dup(source_fd), "wb") as handle:
-            handle.write(_child() + marshal.dumps((program.code, program.given, program.tests, program.names, program.data)))
-            handle.flush()
-            os.lseek(source_fd, len(_child()), os.SEEK_SET)
-        process = subprocess.Popen(
-            _command(mode, source_fd, report_out, info_out, timeout, _imports(program)),
-            stdin=token_in,
-            stdout=subprocess.DEVNULL,
-            stderr=subprocess.PIPE,
-            pass_fds=(source_fd, report_out, info_out),
-            cwd="/",
-            env={},
-            start_new_session=True,
-            **_identity(mode),
-        )
-    except BaseException:
-        for descriptor in (report_in, info_in, token_out):
-            os.close(descriptor)
-        raise
-    finally:
-        for descriptor in (token_in, report_out, info_out, source_fd):
-            os.close(descriptor)
-    try:
-        with slot:
-            with suppress(BrokenPipeError):  # a sandbox that did not start: `_watch` says so
-                os.write(token_out, token.encode())
-            return _watch(process, report_in, token.encode(), timeout)
-    finally:
-        os.close(token_out)
-        _kill(process, info_in)
-        os.close(report_in)
-        os.close(info_in)
-        process.stderr.close()
+        return _run(program, timeout, sandbox, slot)
+    except StartFailed as error:
+        return Outcome("error", str(error), 0.0)
 
 
 def run_many(
@@ -188,46 +140,60 @@ def run_many(
     ]
 
 
-def _watch(process: subprocess.Popen, report: int, token: bytes, timeout: float) -> Outcome:
-    """Read the report until the token, the end of the process, or the deadline."""
-    received, began = b"", time.monotonic()
-    deadline, started = began + STARTUP_SECONDS, False
-    while True:
-        left = deadline - time.monotonic()
-        if left <= 0 or not select.select([report], [], [], left)[0]:
-            status = "timeout" if started else "error"
-            return Outcome(
-                status, "" if started else f"the sandbox did not start within {STARTUP_SECONDS:g} s", time.monotonic() - began
+def _run(
+    program: Program, timeout: float, sandbox: AbstractContextManager[socket.socket], slot: AbstractContextManager
+) -> Outcome:
+    token = secrets.token_hex(16).encode()
+    parts = (token, program.code, program.given, program.tests, program.names, program.data)
+    message = marshal.dumps(parts)
+    with sandbox as link, slot:
+        return watch(link, len(message).to_bytes(8, "little") + message, token, timeout)
+
+
+@contextmanager
+def _alone(mode: str, timeout: float, imports: tuple[str, ...]) -> Iterator[socket.socket]:
+    """A sandbox with a bubblewrap of its own, or none: the socket to its checker. Raises StartFailed."""
+    ours, theirs = socket.socketpair()
+    info_in, info_out = os.pipe()
+    with hull.in_memory(_child_code()) as source:
+        start = (
+            f"import marshal, os; code = os.pread({source}, {len(_child_code())}, 0); os.close({source}); "
+            f"exec(marshal.loads(code)); serve({theirs.fileno()}, {int(timeout) + 2}, {imports!r})"
+        )
+        command = [bubblewrap.python(), "-I", "-S", "-c", start]
+        if mode == BUBBLEWRAP:
+            command = [*bubblewrap.alone(), "--info-fd", str(info_out), "--", *command]
+        try:
+            process = subprocess.Popen(
+                command,
+                stdin=subprocess.DEVNULL,
+                stdout=subprocess.DEVNULL,
+                stderr=subprocess.PIPE,
+                pass_fds=(source, theirs.fileno(), info_out),
+                cwd="/",
+                env={},
+                start_new_session=True,
+                # uncontained, root stays: nobody may not be able to read the interpreter
+                **(bubblewrap.identity() if mode == BUBBLEWRAP else {}),
             )
-        chunk = os.read(report, 4096)
-        if chunk and not started:  # the first byte is the child's own: it is sent before the program is compiled
-            began, started = time.monotonic(), True
-            deadline = began + timeout
-        received += chunk
-        seconds = time.monotonic() - began
-        if b"T" + token in received:
-            return _passed(report, received.partition(b"T" + token)[2], deadline, seconds)
-        if not started and not chunk:
-            os.set_blocking(process.stderr.fileno(), False)
-            message = process.stderr.read(4096) or b""
-            return Outcome("error", message.decode(errors="replace"), seconds)
-        if not chunk or len(received) > REPORT_BYTES:
-            return Outcome("failed", received[1:].removeprefix(b"F").decode(errors="replace")[-2000:], seconds)
-
-
-def _passed(report: int, received: bytes, deadline: float, seconds: float) -> Outcome:
-    """The outcome of a program that passed, its output read to the end; `received` is what followed the token."""
-    parts, size = [received], len(received)
-    while size < 8 or size < 8 + int.from_bytes(b"".join(parts)[:8], "little"):
-        left = deadline - time.monotonic()
-        chunk = os.read(report, 1 << 20) if left > 0 and select.select([report], [], [], left)[0] else b""
-        if not chunk or size > OUTPUT_BYTES:
-            return Outcome("timeout" if left <= 0 else "failed", "the output was cut off", seconds)
-        parts.append(chunk)
-        size += len(chunk)
-        parts = [b"".join(parts)] if size < 4096 else parts
-    received = b"".join(parts)
-    return Outcome("passed", "", seconds, received[8 : 8 + int.from_bytes(received[:8], "little")])
+        except BaseException:
+            ours.close()
+            os.close(info_in)
+            raise
+        finally:
+            theirs.close()
+            os.close(info_out)
+    try:
+        yield ours
+    except StartFailed as error:
+        os.set_blocking(process.stderr.fileno(), False)
+        said = (process.stderr.read(4096) or b"").decode(errors="replace").strip()
+        raise StartFailed(said or str(error)) from None
+    finally:
+        ours.close()
+        _kill(process, info_in)
+        os.close(info_in)
+        process.stderr.close()
 
 
 def _kill(process: subprocess.Popen, info: int) -> None:
@@ -263,76 +229,14 @@ def _namespace_init(info: int) -> int | None:
         return None
 
 
-def _imports(program: Program) -> str:
-    """Slow modules that both code and tests may import, comma-separated."""
+def _imports(program: Program) -> tuple[str, ...]:
+    """Slow modules that both code and tests may import: imported once, before the sandbox's two processes part."""
     words = set(re.findall(r"^\s*(?:from|import)\s+(\w+)", f"{program.given}\n{program.tests}\n{program.code}", re.MULTILINE))
-    return ",".join(name for name in _SLOW_MODULES if name in words)
-
-
-def _command(mode: str, source_fd: int, report_fd: int, info_fd: int, timeout: float, imports: str) -> list[str]:
-    python = os.path.realpath(sys.executable)
-    start = f"import marshal, os; exec(marshal.loads(os.pread({source_fd}, {len(_child())}, 0)))"
-    child = [python, "-I", "-S", "-c", start, str(source_fd), str(report_fd), str(int(timeout) + 2), imports]
-    if mode == UNSAFE:
-        return child
-    return [*_bubblewrap(), "--info-fd", str(info_fd), "--", *child]
+    return tuple(name for name in hull.SLOW_MODULES if name in words)
 
 
 @cache
-def _child() -> bytes:
+def _child_code() -> bytes:
     """`sandbox_child.py` as a marshalled code object: compiling it takes as long as all else that it does."""
-    return marshal.dumps(compile(_CHILD.read_text(), _CHILD.name, "exec"))
-
-
-@cache
-def _bubblewrap() -> tuple[str, ...]:
-    arguments = [shutil.which("bwrap") or "bwrap"]
-    arguments += ["--unshare-all", "--unshare-user", "--disable-userns", "--die-with-parent", "--new-session", "--clearenv"]
-    arguments += ["--hostname", "sandbox", "--cap-drop", "ALL", "--ro-bind", "/usr", "/usr"]
-    for name in ("bin", "sbin", "lib", "lib32", "lib64"):
-        folder = Path("/") / name
-        if folder.is_symlink():
-            arguments += ["--symlink", os.readlink(folder), str(folder)]
-        elif folder.is_dir():
-            arguments += ["--ro-bind", str(folder), str(folder)]
-    base = Path(os.path.realpath(sys.base_prefix))
-    if not base.is_relative_to("/usr"):
-        arguments += ["--ro-bind", str(_readable(base)), str(base)]
-    arguments += ["--proc", "/proc", "--dev", "/dev"]
-    for folder in ("/tmp", "/dev/shm"):
-        arguments += ["--size", str(WRITABLE_BYTES), "--tmpfs", folder]
-    # bubblewrap's root is itself a tmpfs without a size limit
-    arguments += ["--remount-ro", "/", "--chdir", "/tmp"]
-    return tuple(arguments)
-
-
-def _readable(base: Path) -> Path:
-    """`base`, or a copy of the interpreter where nobody can read it (root's home is closed to others)."""
-    if os.geteuid() != 0 or all(folder.stat().st_mode & 0o001 for folder in [base, *base.parents]):
-        return base
-    copy = Path(tempfile.mkdtemp(prefix="sandbox-python-"))
-    atexit.register(shutil.rmtree, copy, ignore_errors=True)
-    copy.chmod(0o755)
-    unneeded = shutil.ignore_patterns("test", "site-packages", "config-*", "ensurepip", "idlelib", "tkinter", "turtledemo", "*.a")
-    for folder in {Path(sysconfig.get_path("stdlib", vars={"installed_base": str(base)})), base / "lib", base / "bin"}:
-        target = copy / folder.relative_to(base)
-        if folder.name.startswith("python"):
-            shutil.copytree(folder, target, ignore=unneeded, symlinks=True, copy_function=_link_or_copy)
-            continue
-        target.mkdir(parents=True, exist_ok=True)
-        for file in folder.iterdir():
-            if file.is_file() and (".so" in file.name or file.name.startswith("python")):
-                _link_or_copy(file, target / file.name)
-    return copy
-
-
-def _link_or_copy(source: str | Path, target: str | Path) -> None:
-    try:
-        os.link(source, target, follow_symlinks=False)
-    except OSError:  # another file system, or links to foreign files are forbidden
-        shutil.copy2(source, target, follow_symlinks=False)
-
-
-def _identity(mode: str) -> dict:
-    """Popen arguments that turn root into nobody. Uncontained, root stays: nobody may not be able to read the interpreter."""
-    return {"user": NOBODY, "group": NOBODY, "extra_groups": []} if mode == BUBBLEWRAP and os.geteuid() == 0 else {}
+    path = Path(__file__).with_name("sandbox_child.py")
+    return marshal.dumps(compile(path.read_text(), path.name, "exec"))

@@ -1,8 +1,7 @@
 """The inside of the sandbox: two processes, so that the code under test never holds what decides its verdict.
 
-    python -I -S -c <run the code object at the start of SOURCE_FD> SOURCE_FD REPORT_FD CPU_SECONDS MODULES
-
-This file is compiled once, by `sandbox.py`, and comes before the program on the descriptor.
+This file is compiled once, by `sandbox.py`. It runs as the program of one sandbox, or in a hull (`sandbox_zygote.py`) as the
+child of a process that is ready for any.
 
 The *worker* runs the generated code and answers calls of its functions. The *checker*, its parent, runs the tests, whose
 function calls go to the worker as plain data and come back as plain data: a result cannot compare itself, the expected
@@ -296,37 +295,35 @@ def prctl(option, value):
         raise OSError(f"prctl({option}, {value}) failed")
 
 
-def main():
-    source_fd, report, cpu_seconds = (int(value) for value in sys.argv[1:4])
-    modules = sys.argv[4]
-    del sys.argv[1:]
+def serve(link, cpu_seconds, modules):
+    """Test the program that comes over the socket `link`, report there, and end this process.
+
+    The program, and the token that it must not see, are read only once the worker is forked and has closed its copy.
+    """
     limit(cpu_seconds)
     prctl(PR_SET_DUMPABLE, 0)
-    for name in filter(None, modules.split(",")):
+    for name in modules:
         __import__(name)
     requests_in, requests_out = os.pipe()
     answers_in, answers_out = os.pipe()
-    worker = os.fork()
     null = os.open(os.devnull, os.O_RDWR)
+    worker = os.fork()
     if worker == 0:
-        for standard in (0, 1, 2):
-            os.dup2(null, standard)
-        for descriptor in (source_fd, report, requests_out, answers_in, null):
-            os.close(descriptor)
-        prctl(PR_SET_DUMPABLE, 1)
         try:
+            for standard in (0, 1, 2):
+                os.dup2(null, standard)
+            for descriptor in (link, requests_out, answers_in, null):
+                os.close(descriptor)
+            prctl(PR_SET_DUMPABLE, 1)
             work(requests_in, answers_out)
         finally:
             os._exit(1)
     os.close(requests_in)
     os.close(answers_out)
-    token = os.read(0, 64)
-    with os.fdopen(source_fd, "rb") as handle:
-        parts = marshal.loads(handle.read())
-        os.ftruncate(handle.fileno(), 0)  # the sandbox's first process still holds the descriptor: nothing to find there
     for standard in (0, 1, 2):
         os.dup2(null, standard)
-    os.write(report, b"S")
+    token, *parts = marshal.loads(receive(link))
+    os.write(link, b"S")
     channel = Channel(requests_out, answers_in)
     try:
         output = check(channel, *parts)
@@ -334,12 +331,9 @@ def main():
         import traceback
 
         text = traceback.format_exc(limit=-3) if not channel.trace else channel.trace
-        os.write(report, b"F" + text.encode(errors="replace")[-2000:])
+        os.write(link, b"F" + text.encode(errors="replace")[-2000:])
     else:
         rest = b"T" + token + len(output).to_bytes(8, "little") + output
         while rest:
-            rest = rest[os.write(report, rest) :]
+            rest = rest[os.write(link, rest) :]
     os._exit(0)  # no atexit handlers, no waiting for the worker: whoever reads the report kills all that is left
-
-
-main()
