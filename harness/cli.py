@@ -5,8 +5,10 @@ from typing import Annotated
 import typer
 
 from harness.cli_judge import app as judge_app
+from harness.cli_publish import app as export_app
 from harness.cli_reward import add_reward_command
 from harness.cli_saved import add_commands
+from harness.cli_watch import add_watch_command
 
 app = typer.Typer(
     name="harness",
@@ -21,6 +23,8 @@ db_app = typer.Typer(help="The registry's schema.", no_args_is_help=True)
 ALL_BENCHMARKS = "alpaca_eval,arena_hard,mt_bench,human_eval,truthful_qa"
 add_commands(app)
 add_reward_command(app)
+add_watch_command(app)
+app.add_typer(export_app, name="export")
 app.add_typer(judge_app, name="judge")
 app.add_typer(data_app, name="data")
 app.add_typer(db_app, name="db")

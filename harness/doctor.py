@@ -88,10 +88,11 @@ def _accelerator() -> Finding:
 def _sandbox() -> Finding:
     if importlib.util.find_spec("evals.code.sandbox") is None:
         return Finding("sandbox", "warn", "evals is not installed", "pip install -e .")
-    from evals.code.sandbox import probe
+    from evals.code.sandbox import nests, probe
 
     try:
-        return Finding("sandbox", "ok", f"generated code is contained: {probe()}")
+        how = "" if nests() else "; namespaces do not nest here, so each program starts a bubblewrap of its own (twice the time)"
+        return Finding("sandbox", "ok", f"generated code is contained: {probe()}{how}")
     except HarnessError as error:
         install, allow = "apt-get install bubblewrap (0.8 or newer)", "sysctl -w user.max_user_namespaces=10000"
         return Finding("sandbox", "fail", str(error), f"{allow}, or {install}" if shutil.which("bwrap") else install)

@@ -11,11 +11,10 @@ from pathlib import Path
 import pytest
 
 from core.artifacts import Store, read_rows, write_rows
-from core.errors import HarnessError, MissingInput, RecipeError
+from core.errors import HarnessError, RecipeError
 from core.seeds import derive_seed
 from core.stage import Spec, Stage
-from train.generate import Part, check_complete, generate_shards, prompt_slice, run, samplings, with_system
-from train.workers import layout, run_workers
+from train.generate import Part, check_complete, generate_shards, merge, parts_of, prompt_slice, run, samplings, with_system
 
 ROOT = Path(__file__).resolve().parent.parent
 SETTINGS = {
@@ -121,11 +120,13 @@ def test_a_killed_stage_resumes_and_equals_an_unbroken_one(make_spec, run_stage,
 
     resumed = run_stage("train.generate", "generate", settings, inputs, resources={"shard_size": 2, "threads": 1})
     assert {name: (resumed.path / name).stat().st_ino for name in survived} == survived, "finished shards are not made again"
-    spec.store = str(store.parent / "unbroken")
-    spec.save(path)
-    subprocess.run([sys.executable, "-m", "train.generate", str(path)], cwd=ROOT, check=True, stderr=subprocess.DEVNULL)
-    unbroken = Store(Path(spec.store)).find(spec.stage, spec.key)
-    assert unbroken.fingerprint == resumed.fingerprint and len(unbroken.manifest["files"]) == 20
+    unbroken = Stage(spec)
+    unbroken.work = store.parent / "unbroken"
+    unbroken.work.mkdir()
+    run(unbroken)
+    names = sorted(file.name for file in unbroken.work.iterdir())
+    assert len(names) == 20 and names == sorted(resumed.manifest["files"])
+    assert all((unbroken.work / name).read_bytes() == (resumed.path / name).read_bytes() for name in names)
 
 
 def test_a_slice_beyond_the_pool_is_refused():
@@ -188,80 +189,49 @@ def other_llama(tiny_llama, tmp_path_factory) -> Path:
     return folder
 
 
+ARMS = [{"temperature": 1.0, "top_p": 1.0, "n": 1, "policy": name} for name in ("current", "initial", "previous", "current")]
+
+
 def test_arms_of_several_policies_in_two_processes(make_spec, store, tiny_llama, other_llama, pool):
-    """Each arm's samples are those of its policy alone, whatever the number of processes; weights that are the same are one."""
-    arms = [{"temperature": 1.0, "top_p": 1.0, "n": 1, "policy": name} for name in ("current", "initial", "previous", "current")]
+    """Each arm's samples are those of its policy alone, whatever the number of processes; weights that are the same are one.
+
+    What the first policy had answered before a crash stays as it is: only the second one is loaded.
+    """
     inputs = {"policy": tiny_llama, "previous": other_llama, "initial": other_llama, "data": pool}
-    stage = make_stage(make_spec, store, "arms", SETTINGS | {"arms": arms}, inputs, shard_size=3, processes=2)
+    stage = make_stage(make_spec, store, "arms", SETTINGS | {"arms": ARMS}, inputs, shard_size=4, processes=2)
+    mine, theirs = parts_of(stage)
+    assert (mine.policy, mine.samples, theirs.policy, theirs.samples) == ("policy", (0, 3), "initial", (1, 2))
+    mine.folder.mkdir(parents=True)
+    assert len(list(generate_shards(stage.spec, mine, iter([0, 1, 2])))) == 3
+    before_the_crash = read_rows(mine.folder / "shard-00000.jsonl")
+    before_the_crash[0]["samples"][1]["text"] = "answered before the crash"
+    write_rows(mine.folder / "shard-00000.jsonl", before_the_crash)
     metrics = run(stage)
     rows = rows_of(stage.work)
     assert not (stage.work / "parts").exists() and metrics["samples"] == 36 and metrics["tokens_per_second"] > 0
-    plain = [{"temperature": 1.0, "top_p": 1.0, "n": 4}]
-    alone = {}
+    assert rows[0]["samples"][3]["text"] == "answered before the crash"
+    plain = SETTINGS | {"arms": [{"temperature": 1.0, "top_p": 1.0, "n": 4}]}
+    alone = []
     for name, checkpoint in (("mine", tiny_llama), ("theirs", other_llama)):
-        single = make_stage(
-            make_spec, store, name, SETTINGS | {"arms": plain}, {"policy": checkpoint, "data": pool}, shard_size=4
-        )
+        single = make_stage(make_spec, store, name, plain, {"policy": checkpoint, "data": pool}, shard_size=4)
         run(single)
-        alone[name] = rows_of(single.work)
+        alone.append(rows_of(single.work))
     assert [row["prompt_id"] for row in rows] == [f"p{i}" for i in range(10)]
-    for row, mine, theirs in zip(rows, alone["mine"], alone["theirs"], strict=True):
-        expected = [mine["samples"][0:1], theirs["samples"][1:3], mine["samples"][3:4]]
-        assert [{k: v for k, v in s.items() if k != "policy"} for s in row["samples"]] == [s for part in expected for s in part]
+    for row, one, other in zip(rows, *alone, strict=True):
+        expected = [*one["samples"][0:1], *other["samples"][1:3], *one["samples"][3:4]]
+        assert [s["token_ids"] for s in row["samples"]] == [s["token_ids"] for s in expected]
+        assert [s["seed"] for s in row["samples"]] == [s["seed"] for s in expected]
         assert [s["policy"] for s in row["samples"]] == (["current", "initial", "previous", "current"] if row["samples"] else [])
 
 
-def test_processes_change_no_sample_and_resume(make_spec, store, tiny_llama, pool):
-    inputs = {"policy": tiny_llama, "data": pool}
-    one = make_stage(make_spec, store, "one", SETTINGS, inputs, shard_size=2)
-    two = make_stage(make_spec, store, "two", SETTINGS, inputs, shard_size=2, processes=2)
-    alone, together = run(one), run(two)
-    assert rows_of(one.work) == rows_of(two.work)
-    del alone["tokens_per_second"], together["tokens_per_second"]
-    assert alone == together
-    (two.work / "shard-00003.jsonl").unlink()
-    kept = (two.work / "shard-00001.jsonl").stat().st_ino
-    run(two)
-    assert rows_of(one.work) == rows_of(two.work) and (two.work / "shard-00001.jsonl").stat().st_ino == kept
-
-
-def test_a_workers_error_is_raised_as_its_own_and_shards_are_kept(make_spec, store, tiny_llama, pool, tmp_path):
-    """The second policy has another template: its worker's samples cannot be paired with the first one's."""
-    other = shutil.copytree(tiny_llama, tmp_path / "other")
-    (other / "chat_template.jinja").write_text((other / "chat_template.jinja").read_text().replace("'\n'", "' '", 1))
-    weights = other / "config.json"
-    weights.write_text(weights.read_text().replace("{", '{\n"note": 1,', 1))
-    arms = [{"temperature": 1.0, "top_p": 1.0, "n": 1}, {"temperature": 1.0, "top_p": 1.0, "n": 1, "policy": "initial"}]
-    inputs = {"policy": tiny_llama, "initial": other, "data": pool}
-    stage = make_stage(make_spec, store, "arms", SETTINGS | {"arms": arms, "stop": 2}, inputs)
+def test_policies_that_read_a_prompt_differently_are_refused(tmp_path):
+    """A pair of their answers could not be trained: its prompt would be other tokens on either side."""
+    parts = [Part("policy", (0,), tmp_path), Part("initial", (1,), tmp_path)]
+    rows = [[{"prompt_id": "a", "prompt_token_ids": ids, "samples": [{"text": name}]}] for name, ids in (("x", [1]), ("y", [1]))]
+    assert merge(rows, parts)[0]["samples"] == [{"text": "x"}, {"text": "y"}]
+    rows[1][0]["prompt_token_ids"] = [1, 2]
     with pytest.raises(RecipeError, match="tokenizer and chat template"):
-        run(stage)
-    (other / "chat_template.jinja").unlink()
-    with pytest.raises(MissingInput, match="chat template"):
-        run_workers(generate_shards, (stage.spec, Part("initial", (1,), stage.work)), [0, 1], layout(2, 1), lambda done: None)
-
-
-def killed(jobs):
-    """A worker that is gone without a word."""
-    for job in jobs:
-        os.kill(os.getpid(), signal.SIGKILL) if job else time.sleep(60)
-        yield job
-
-
-def test_a_killed_worker_ends_the_others_at_once():
-    began = time.monotonic()
-    with pytest.raises(HarnessError, match="-9.*memory"):
-        run_workers(killed, (), [0, 1], layout(2, 1), lambda done: None)
-    assert time.monotonic() - began < 30
-
-
-def test_gpus_are_shared_out_and_too_few_are_refused(monkeypatch):
-    monkeypatch.setattr("train.workers.visible_gpus", lambda: ["0", "1", "5", "7"])
-    assert [e["CUDA_VISIBLE_DEVICES"] for e in layout(2, 2).environments] == ["0,1", "5,7"]
-    with pytest.raises(RecipeError, match="need 6 GPUs, and 4"):
-        layout(3, 2)
-    monkeypatch.setattr("train.workers.visible_gpus", lambda: [])
-    assert layout(2, 1, threads=3).environments == ({"OMP_NUM_THREADS": "3"},) * 2
+        merge(rows, parts)
 
 
 def test_missing_rows_are_noticed(tmp_path):

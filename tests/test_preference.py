@@ -8,10 +8,13 @@ from pathlib import Path
 
 import pytest
 
-from core.artifacts import Artifact
+from core.artifacts import Artifact, read_rows
 from core.errors import HarnessError, RecipeError
+from core.stage import Spec, Stage
 from tests.training import RESOURCES, training_settings, words, write_jsonl
+from train.annotate import run as annotate
 from train.chat import load_tokenizer
+from train.pairs import run as pairs
 from train.preference import tokenise
 from train.preference_metrics import heldout_metrics
 from train.preference_model import Comparison, PairwisePreferenceModel
@@ -79,7 +82,6 @@ def trained(tiny_llama, tmp_path_factory) -> Artifact:
     import sys
 
     from core.artifacts import Store
-    from core.stage import Spec
     from tests.conftest import ROOT, fingerprint_of
 
     folder = tmp_path_factory.mktemp("preference")
@@ -108,7 +110,8 @@ def test_it_learns_a_plain_preference_whatever_the_order(trained):
     assert metrics["position_consistency"] > 0.8 and 0.4 < metrics["first_position_preference"] < 0.6
     assert metrics["pairs"] == 160 and metrics["examples"] == 320 and metrics["dropped"] == 0
     assert set(metrics["heldout_by_source"]) == {"a", "b"} and 0 <= metrics["heldout_ece"] <= 0.5
-    assert not (trained.path / "rolling").exists()
+    weights = [file.relative_to(trained.path).as_posix() for file in trained.path.rglob("*.safetensors")]
+    assert weights == ["checkpoint/model.safetensors"] and not (trained.path / "rolling").exists()
     rows = [json.loads(line) for line in trained.file("heldout.jsonl").read_text().splitlines()]
     assert [row["id"] for row in rows] == [str(k) for k in range(160, 200)]
     assert sum(row["shown_first"] + row["shown_second"] > 1 for row in rows) == 40 * metrics["heldout_accuracy"]
@@ -141,6 +144,45 @@ def test_it_compares_alone_as_in_a_batch_and_ranks_what_it_was_taught(trained):
     assert model.rank([asked], [["word " * 400, "good"]])[0].scores and model.truncated == [True, True]
     with pytest.raises(RecipeError, match="knockout"):
         model.rank([asked], [texts], tournament="swiss")
+
+
+@pytest.mark.parametrize(("tournament", "rule"), [("round_robin", "max_min"), ("knockout", "tournament")])
+def test_the_annotate_and_pairs_stages_run_on_it(trained, make_spec, tmp_path, tournament, rule):
+    generations = tmp_path / "generations"
+    generations.mkdir()
+    endings = ["bad", "good", "bad", "good"]
+    rows = [
+        {"prompt_id": str(p), "messages": [{"role": "user", "content": f"Question {p}"}], "prompt_token_ids": [1]}
+        | {"samples": [answer(f"{word} text {end}") for word, end in zip(("one", "two", "three", "four"), endings, strict=True)]}
+        for p in range(4)
+    ]
+    write_jsonl(generations / "shard-00000.jsonl", rows[:3])
+    write_jsonl(generations / "shard-00001.jsonl", rows[3:])
+    settings = {"scorer": "pairwise", "max_length": 160, "dtype": "auto", "tournament": tournament, "seed": 0}
+    spec = make_spec("annotate", settings, {"generations": generations, "scorer": trained.file("checkpoint")})
+    stage = opened(spec)
+    metrics = annotate(stage)
+    assert (metrics["samples"], metrics["failed"], metrics["truncated"]) == (16, 0, 0) and metrics["consistency"] > 0.5
+    annotated = [row for name in ("shard-00000", "shard-00001") for row in read_rows(stage.work / f"{name}.jsonl")]
+    compared = [len(row["comparisons"]) for row in annotated]
+    assert metrics["comparisons"] == sum(compared) and (compared == [6] * 4 if rule == "max_min" else max(compared) <= 5)
+
+    settings = {"rule": rule, "length_penalty": 0.0, "min_margin": 0.0, "truncated": "keep", "max_length": 512, "seed": 0}
+    paired = opened(make_spec("pairs", settings, {"generations": generations, "annotations": stage.work}))
+    made = pairs(paired)
+    assert made["n_pairs"] + sum(made["dropped"].values()) == 4 and made["n_pairs"] >= 3
+    for row in read_rows(paired.work / "pairs.jsonl"):
+        assert row["chosen"]["text"].endswith("good") and row["rejected"]["text"].endswith("bad")
+
+
+def answer(text: str) -> dict:
+    return {"text": text, "token_ids": list(text.encode()), "finish_reason": "stop", "temperature": 1.0, "seed": 0}
+
+
+def opened(spec: Path) -> Stage:
+    stage = Stage(Spec.load(spec))
+    stage.work.mkdir(parents=True, exist_ok=True)
+    return stage
 
 
 def copy_of(trained: Artifact, folder: Path) -> Path:

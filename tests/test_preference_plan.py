@@ -42,6 +42,11 @@ def test_keys_change_with_the_comparisons_that_are_made_but_not_with_the_self_te
     assert set(RESOURCES) <= set(plan.nodes["preference"].resources)
 
 
+def test_the_knockouts_own_pairs_need_a_knockout():
+    plan = plan_of(*PAIRWISE, "annotate.tournament=knockout", "pairs.rule=tournament")
+    assert plan.nodes["pairs[1]"].settings["rule"] == "tournament"
+
+
 def test_a_published_preference_model_is_used_as_it_is():
     from dataclasses import replace
 
@@ -63,6 +68,8 @@ def test_a_published_preference_model_is_used_as_it_is():
             r"set evaluate\.held_out_reward: false",
         ),
         ([*PAIRWISE, "annotate.tournament=swiss"], "tournament"),
+        ([*PAIRWISE, "pairs.rule=tournament"], r"set annotate\.tournament: knockout"),
+        (["annotate.tournament=knockout", "pairs.rule=tournament"], "a scorer that compares"),
     ],
 )
 def test_a_recipe_whose_sections_do_not_fit_its_scorer_is_refused(overrides, said):

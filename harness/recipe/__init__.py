@@ -17,6 +17,7 @@ from harness.recipe.sections import Model, Positive, Section
 from harness.recipe.training import SFT, Preference, Reward, Training
 from train.hooks import make_hook
 from train.losses import find_loss
+from train.rules import RULES
 
 __all__ = [
     "DPO",
@@ -110,6 +111,18 @@ class Recipe(Section):
                 raise ValueError(f"the scorer {scorer} of annotate needs a {section} section; add one or set another scorer")
         if self.preference is not None and "preference" not in self.annotate.sections:
             raise ValueError("only the scorer pairwise uses the preference section; set annotate.scorer or leave the section out")
+        return self
+
+    @model_validator(mode="after")
+    def _knockout_gives_the_pairs(self) -> "Recipe":
+        annotate = self.annotate
+        grades = annotate.judge is not None and annotate.judge.mode == "grade"
+        pointwise = annotate.ensemble is not None or annotate.scorer in {"bradley_terry", *RULES} or grades
+        if self.pairs.rule == "tournament" and (pointwise or annotate.tournament != "knockout"):
+            raise ValueError(
+                "pairs.rule tournament takes a knockout's pair; set annotate.tournament: knockout and a scorer that compares "
+                "(pairwise, or judge with mode: compare), or use another rule"
+            )
         return self
 
     @property
