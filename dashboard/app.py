@@ -15,8 +15,10 @@ page = st.navigation(
         st.Page("screens/compare.py", title="Compare", icon=":material/compare_arrows:"),
         st.Page("screens/checkpoint.py", title="Checkpoint", icon=":material/badge:"),
         st.Page("screens/samples.py", title="Samples", icon=":material/quick_reference_all:"),
+        st.Page("screens/judges.py", title="Judges", icon=":material/balance:"),
         st.Page("screens/runs.py", title="Runs", icon=":material/list_alt:"),
         st.Page("screens/costs.py", title="Costs", icon=":material/payments:"),
+        st.Page("screens/health.py", title="Health", icon=":material/monitor_heart:"),
     ],
     position="top",
 )

@@ -1,5 +1,8 @@
 """The table of a paired comparison, for the page and the exported site."""
 
+from collections.abc import Mapping, Sequence
+from typing import Any
+
 from dashboard import format as f
 from dashboard import markup
 from dashboard.markup import Column, Markup
@@ -17,9 +20,30 @@ def comparison_table(found: Compared) -> Markup:
     """One line per benchmark; what cannot be compared, and why, below."""
     columns = [Column("Benchmark"), Column("Verdict")]
     columns += [Column(name, numeric=True) for name in ("Difference", "p", "Smallest visible", "n", "Better / equal / worse")]
-    table = markup.plain_table("Paired differences", columns, [_line(one) for one in found.comparisons])
+    table = markup.plain_table("Paired differences", columns, [_line(one) for one in _ordered(found.comparisons)])
     apart = (markup.heading(f"{f.benchmark_label(name)} is not compared", why) for name, why in found.apart.items())
     return Markup((table if found.comparisons else "") + "".join(apart))
+
+
+def parts_table(
+    kind: str, names: tuple[str, str], sides: tuple[Mapping[str, Mapping[str, Any]], Mapping[str, Mapping[str, Any]]]
+) -> Markup:
+    """Both sides' scores in each part of a benchmark, the widest difference first; parts are too small to be tested."""
+    columns = [Column(f.PARTS[kind].capitalize()), *(Column(name, numeric=True) for name in (*names, "Difference", "n"))]
+    rows = []
+    for part in sides[0].keys() & sides[1].keys():
+        a, b = (_score(side[part]) for side in sides)
+        if a is not None and b is not None:
+            n = sides[0][part].get("n", sides[0][part].get("prompts"))
+            rows.append((part, a, b, n))
+    rows.sort(key=lambda row: (-abs(row[1] - row[2]), row[0]))
+    cells = [[part, f.decimal(a, 1), f.decimal(b, 1), signed(a - b), f.count(n)] for part, a, b, n in rows]
+    return markup.plain_table(f"By {f.PARTS[kind]}", columns, cells)
+
+
+def _score(part: Mapping[str, Any]) -> float | None:
+    """A part's score: arena-hard calls it `score`, lm-eval's tasks `acc`."""
+    return part.get("score", part.get("acc"))
 
 
 def signed(value: float) -> str:
@@ -36,6 +60,12 @@ def _line(one: Comparison) -> list[object]:
     outcome = Markup(f"{_bar(one)}<small>{one.wins} / {one.ties} / {one.losses}</small>")
     visible = f.decimal(d.mde, 2)
     return [f.benchmark_label(one.benchmark), verdict, difference, f.p_value(one.adjusted_p), visible, str(d.n), outcome]
+
+
+def _ordered(comparisons: Sequence[Comparison]) -> list[Comparison]:
+    """In the order of the leaderboard's columns."""
+    places = f.order_benchmarks({one.benchmark for one in comparisons})
+    return sorted(comparisons, key=lambda one: places.index(one.benchmark))
 
 
 def _bar(one: Comparison) -> str:

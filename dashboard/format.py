@@ -59,6 +59,10 @@ SECOND = {
 """benchmark -> metrics that may stand beside its headline, in columns named `benchmark/metric`."""
 BESIDE = ("alpaca_eval/win_rate", "truthful_qa/mc1")
 """Those of them that stand there unless a reader chooses otherwise: papers report both figures."""
+PARTS = {"categories": "category", "subcategories": "subcategory", "clusters": "cluster", "subjects": "subject"}
+"""Kinds of parts of a benchmark, as `db.samples.breakdowns` names them -> one of them, in words."""
+RATED = ("mt_bench", HELD_OUT)
+"""Benchmarks whose verdicts are ratings or rewards: no verdict is a win or a loss by itself."""
 STYLED = ("arena_hard", "arena_hard_v2")
 _SCORES = {"arena_hard": "score, %", "mt_bench": "score, 1 to 10"}
 # How an answer that nobody judges is found right or wrong; by its log-likelihood where nothing is said here.

@@ -96,6 +96,10 @@ STYLE = f"""<style>
 .h-root .good {{ color: var(--good); }}
 .h-root .chip {{ display: inline-block; padding: 0 0.4rem; border: 1px solid currentColor; border-radius: 999px;
   font-size: 0.75rem; color: var(--warn); }}
+.h-root .answer {{ white-space: pre-wrap; overflow-wrap: anywhere; background: var(--soft); border-radius: 6px;
+  padding: 0.75rem 1rem; line-height: 1.4rem; }}
+.h-root .answer .only {{ background: light-dark(#FFE9B8, #5A4310); border-radius: 2px; text-decoration: underline;
+  text-decoration-color: var(--warn); text-underline-offset: 2px; }}
 .h-root .chip.best {{ color: var(--good); margin-left: 0.35rem; }}
 .h-root .dot {{ display: inline-block; width: 0.5rem; height: 0.5rem; border-radius: 50%; margin-right: 0.35rem; }}
 {_DOTS}

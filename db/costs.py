@@ -1,7 +1,9 @@
 """What was spent, by run and iteration, by benchmark and judge. A stage or evaluation that a second run reuses costs once."""
 
 from collections import defaultdict
+from collections.abc import Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 from sqlalchemy import and_, func, select
 from sqlalchemy.orm import Session
@@ -35,8 +37,19 @@ class RunCost:
     iterations: dict[int, Spent] = field(default_factory=lambda: defaultdict(Spent))
     checkpoints: int = 0
     """Policies that play a part in the run."""
-    waiting_seconds: float | None = None
-    """Wall-clock that its unfinished stages will take if each takes as long as the last finished one of its program."""
+
+
+@dataclass(slots=True)
+class Queued:
+    """The unfinished stages of one program in a running run."""
+
+    run: str
+    program: str
+    stages: int
+    seconds: float | None
+    """Wall-clock that they will probably take; None where no stage of the program has ended in any run of the recipe."""
+    micro_dollars: int | None
+    """What their judge will probably cost; None as above."""
 
 
 @dataclass(slots=True)
@@ -74,9 +87,6 @@ def by_run(session: Session) -> list[RunCost]:
     policies = policies.where(RunCheckpoint.role.in_(("base", "sft", "iteration", "policy"))).group_by(RunCheckpoint.run_id)
     for run, count in session.execute(policies):
         runs[run].checkpoints = count
-    for run, cost in runs.items():
-        if cost.status == "running":
-            cost.waiting_seconds = _waiting(session, run)
     return list(runs.values())
 
 
@@ -118,17 +128,41 @@ def _evaluation_owners(session: Session) -> dict[str, tuple[int, int]]:
     return owners
 
 
-def _waiting(session: Session, run: int) -> float | None:
-    """Seconds that the unfinished stages of a run will probably take; None where no stage of a kind has ended yet."""
-    stages = session.execute(
-        select(StageRun.program, StageRun.status, StageRun.seconds, StageRun.done, StageRun.total)
-        .where(StageRun.run_id == run)
-        .order_by(StageRun.id)
-    ).all()
-    took = {program: seconds for program, status, seconds, *_ in stages if status == "done" and seconds}
-    left = [
-        took[program] * (1 - (done or 0) / total if status == "running" and total else 1)
-        for program, status, _, done, total in stages
-        if status in ("waiting", "running") and program in took
-    ]
-    return sum(left) if left else None
+def queued(session: Session) -> list[Queued]:
+    """What running runs have still to do, by program in the order of their stages, newest run first.
+
+    Each stage is taken to cost what the last finished one of its program did: in this run, or else in the newest other run
+    of the same recipe.
+    """
+    running = session.execute(select(Run.id, Run.name, Run.recipe_name).where(Run.status == "running").order_by(Run.id.desc()))
+    found = []
+    for run, name, recipe in running.all():
+        stages = session.execute(_STAGES.where(StageRun.run_id == run)).all()
+        took = _took(session.execute(_STAGES.join(Run).where(Run.recipe_name == recipe, Run.id != run)).all()) | _took(stages)
+        left: dict[str, Queued] = {}
+        for stage in stages:
+            if stage.status not in ("waiting", "running"):
+                continue
+            share = 1 - (stage.done or 0) / stage.total if stage.status == "running" and stage.total else 1.0
+            seconds, micro_dollars = took.get(stage.program, (None, None))
+            one = left.setdefault(stage.program, Queued(name, stage.program, 0, 0.0, 0))
+            one.stages += 1
+            one.seconds = None if one.seconds is None or seconds is None else one.seconds + share * seconds
+            known = one.micro_dollars is not None and micro_dollars is not None
+            one.micro_dollars = round(one.micro_dollars + share * micro_dollars) if known else None
+        found += left.values()
+    return found
+
+
+_STAGES = select(
+    *(StageRun.program, StageRun.status, StageRun.seconds, StageRun.done, StageRun.total, StageRun.metrics)
+).order_by(StageRun.id)
+
+
+def _took(stages: Sequence[Any]) -> dict[str, tuple[float, int]]:
+    """program -> (seconds, micro-dollars) of its last finished stage."""
+    return {
+        stage.program: (stage.seconds, (stage.metrics or {}).get("micro_dollars") or 0)
+        for stage in stages
+        if stage.status == "done" and stage.seconds
+    }

@@ -5,7 +5,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
-from sqlalchemy import select
+from sqlalchemy import func, select
 from sqlalchemy.orm import Session
 
 from core.fingerprint import digest
@@ -48,6 +48,31 @@ def identity(kind: str, name: str, config: Mapping[str, Any]) -> str:
     return digest({"kind": kind, "who": name, "endpoint": config.get("endpoint")})
 
 
+_NO_JUDGE = ("none", "sandbox", "published")
+"""Kinds under which verdicts stand that nobody gave."""
+
+
+def judge_names(session: Session) -> list[str]:
+    """Every judge that judged or was calibrated, those of most evaluations first."""
+    judged = (
+        select(Judge.name)
+        .join(Evaluation, Evaluation.judge_id == Judge.id)
+        .where(Judge.kind.not_in(_NO_JUDGE))
+        .group_by(Judge.name)
+        .order_by(func.count().desc(), func.max(Judge.id).desc())
+    )
+    calibrated = select(Calibration.judge_name).order_by(Calibration.id.desc())
+    return list(dict.fromkeys([*session.scalars(judged), *session.scalars(calibrated)]))
+
+
+def judging_checkpoint(session: Session, name: str) -> str | None:
+    """Name of the checkpoint that a judge named `reward-model:FINGERPRINT` is; None for other judges."""
+    kind, _, start = name.partition(":")
+    if kind != "reward-model" or not start:
+        return None
+    return session.scalar(select(Checkpoint.name).where(Checkpoint.fingerprint.startswith(start, autoescape=True)))
+
+
 def judge_cards(session: Session, name: str | None = None) -> list[JudgeCard]:
     """One card per judge and benchmark that it judged, and one per calibrated judge that judged nothing; `name` keeps one."""
     query = (
@@ -56,7 +81,7 @@ def judge_cards(session: Session, name: str | None = None) -> list[JudgeCard]:
         .join(AnswerSet, Evaluation.answer_set_id == AnswerSet.id)
         .join(Checkpoint, AnswerSet.checkpoint_id == Checkpoint.id)
         # A canary says nothing about how a judge meets real answers.
-        .where(Judge.kind.not_in(("none", "sandbox", "published")), Checkpoint.kind != "canary")
+        .where(Judge.kind.not_in(_NO_JUDGE), Checkpoint.kind != "canary")
         .order_by(Judge.id, Evaluation.id)
     )
     if name is not None:

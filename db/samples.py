@@ -12,7 +12,7 @@ from sqlalchemy import ColumnElement, and_, func, or_, select
 from sqlalchemy.orm import Session
 
 from core.errors import RegistryError
-from db.models import Answer, AnswerSet, Checkpoint, Evaluation, Judge, Judgment
+from db.models import Answer, AnswerSet, Checkpoint, Evaluation, Judge, Judgment, Score
 
 Outcome = Literal["all", "better", "even", "worse", "failed", "cut"]
 """better, even, worse: mean verdict above, at, below .5 (for verdicts in [0, 1]: won, tied, lost; passed, not passed);
@@ -67,11 +67,11 @@ class Sample:
 
 
 def evaluated_checkpoints(session: Session) -> list[tuple[str, str]]:
-    """(fingerprint, name) of every checkpoint with an evaluation, newest first."""
+    """(fingerprint, name) of every checkpoint with an evaluation, newest first; canaries, which no model wrote, at the end."""
     query = (
         select(Checkpoint.fingerprint, Checkpoint.name)
         .where(Checkpoint.id.in_(select(AnswerSet.checkpoint_id).join(Evaluation)))
-        .order_by(Checkpoint.id.desc())
+        .order_by(Checkpoint.kind == "canary", Checkpoint.id.desc())
     )
     return list(session.execute(query).tuples())
 
@@ -97,10 +97,12 @@ def lines(
     search: str = "",
     after: int = 0,
     limit: int = 50,
+    characters: tuple[int | None, int | None] = (None, None),
 ) -> list[Line]:
     """Answers of an evaluation in the order in which they were stored, from the one after answer id `after`.
 
-    `search` keeps those whose question id, prompt or answer contains it, case-insensitive.
+    `search` keeps those whose question id, prompt or answer contains it, case-insensitive; `characters` those whose answer
+    is at least, and at most, so long.
     """
     answer_set = select(Evaluation.answer_set_id).where(Evaluation.id == evaluation_id).scalar_subquery()
     value, given = func.avg(Judgment.value), func.count(Judgment.id)
@@ -120,6 +122,11 @@ def lines(
         query = query.where(
             or_(*(column.icontains(search, autoescape=True) for column in (Answer.text, Answer.prompt, Answer.question_id)))
         )
+    least, most = characters
+    if least is not None:
+        query = query.where(func.length(Answer.text) >= least)
+    if most is not None:
+        query = query.where(func.length(Answer.text) <= most)
     if outcome == "cut":
         query = query.where(Answer.finish_reason == "length")
     elif outcome != "all":
@@ -172,6 +179,43 @@ def answers_to(session: Session, evaluation_id: int, question_id: str) -> list[A
         .order_by(Answer.turn, Answer.sample)
     )
     return list(session.scalars(query))
+
+
+def judgments_of(session: Session, evaluation_id: int, question_id: str) -> list[Judgment]:
+    """All verdicts on one question under an evaluation: turns, samples, games."""
+    query = (
+        select(Judgment)
+        .where(Judgment.evaluation_id == evaluation_id, Judgment.question_id == question_id)
+        .order_by(Judgment.turn, Judgment.sample, Judgment.game)
+    )
+    return list(session.scalars(query))
+
+
+def answer_lengths(session: Session, evaluation_id: int) -> dict[str, float]:
+    """question id -> characters of its answer, all turns together, mean over its samples."""
+    query = (
+        select(Answer.question_id, func.sum(func.length(Answer.text)), func.count(Answer.sample.distinct()))
+        .join(Evaluation, Evaluation.answer_set_id == Answer.answer_set_id)
+        .where(Evaluation.id == evaluation_id)
+        .group_by(Answer.question_id)
+    )
+    return {question: (characters or 0) / several for question, characters, several in session.execute(query)}
+
+
+def breakdowns(session: Session, evaluation_id: int) -> dict[str, dict[str, dict[str, Any]]]:
+    """The parts of a benchmark as its evaluation kept them: kind of part -> name -> its statistics, in the headline's unit.
+
+    {"categories": {"maths": {"score": 61.0, "prompts": 40, ...}}}; {} for benchmarks without parts.
+    """
+    kept = session.scalar(select(Evaluation.statistics).where(Evaluation.id == evaluation_id)) or {}
+    kinds = ("categories", "subcategories", "clusters", "subjects")
+    found = {kind: kept[kind] for kind in kinds if isinstance(kept.get(kind), dict) and kept[kind]}
+    # MT-Bench keeps its categories as scores.
+    scores = select(Score.metric, Score.value, Score.n).where(
+        Score.evaluation_id == evaluation_id, Score.metric.startswith("category:")
+    )
+    named = {metric.partition(":")[2]: {"score": value, "n": n} for metric, value, n in session.execute(scores)}
+    return found | ({"categories": named} if named else {})
 
 
 def _evaluated() -> Any:

@@ -25,6 +25,7 @@ from db.models import (
     StageRun,
     now,
 )
+from db.throughput import Judging, judging
 
 __all__ = [
     "PEOPLE",
@@ -115,6 +116,8 @@ class RunStatus:
     host: str | None
     best_rule: str | None
     stages: list[StageStatus]
+    judging: Judging | None
+    """How fast its judge's endpoint replies; None while no judge stage runs."""
     decisions: dict[int, list[Any]]
     """iteration -> [{"hook", "action", "reason", "checkpoint"}]."""
 
@@ -166,6 +169,7 @@ def run_status(session: Session, run: str, at: datetime | None = None) -> RunSta
         host=found.host,
         best_rule=found.best_rule,
         stages=[_stage_status(stage, at) for stage in stages],
+        judging=judging(session, found.recipe, at) if any(_judges(stage) for stage in stages) else None,
         decisions={index: decisions for index, decisions in session.execute(turns)},
     )
 
@@ -305,6 +309,10 @@ def _stage_status(stage: StageRun, at: datetime) -> StageStatus:
         peak_rss_bytes=stage.peak_rss_bytes,
         metrics=stage.metrics,
     )
+
+
+def _judges(stage: StageRun) -> bool:
+    return stage.status == "running" and stage.program == "evals.judged"
 
 
 def _age(moment: datetime | None, at: datetime) -> float | None:

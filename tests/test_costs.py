@@ -4,7 +4,7 @@ import pytest
 
 from core.fingerprint import digest
 from db import costs
-from db.models import Cost, Evaluation, StageRun
+from db.models import Cost, Evaluation, Run, StageRun
 from db.registry import Registry
 from tests.sample_registry import fill
 from tests.test_dashboard import app, shown, words  # noqa: F401  (app is a fixture)
@@ -46,9 +46,22 @@ def test_a_reused_stage_is_counted_once_where_it_was_made(spent: Registry):
 def test_what_is_left_follows_the_last_stage_of_the_kind(spent: Registry):
     """15 of 20 steps of the running stage and all of the waiting one, at 40 s each."""
     with spent.read() as session:
-        second, first = costs.by_run(session)
-    assert second.waiting_seconds == pytest.approx(0.75 * 40 + 40)
-    assert first.waiting_seconds is None
+        (left,) = costs.queued(session)
+    assert (left.run, left.program, left.stages, left.micro_dollars) == ("second", "train.dpo", 2, 0)
+    assert left.seconds == pytest.approx(0.75 * 40 + 40)
+
+
+def test_a_kind_that_has_not_ended_yet_costs_what_it_did_in_the_last_run_of_the_recipe(spent: Registry):
+    with spent.write() as session:
+        first, second = (row.id for row in session.query(Run).order_by(Run.id))
+        done = {"program": "evals.judged", "status": "done", "seconds": 60.0, "metrics": {"micro_dollars": 1_500_000}}
+        session.add(StageRun(run_id=first, name="judge[iter-2]", key="j", **done))
+        for name, program in (("judge[iter-1]", "evals.judged"), ("judge[iter-2]", "evals.judged"), ("new", "train.new")):
+            session.add(StageRun(run_id=second, name=name, program=program, key=name, status="waiting"))
+    with spent.read() as session:
+        found = {one.program: one for one in costs.queued(session)}
+    assert (found["evals.judged"].seconds, found["evals.judged"].micro_dollars) == (120.0, 3_000_000)
+    assert (found["train.new"].seconds, found["train.new"].micro_dollars) == (None, None)
 
 
 def test_judges_are_listed_with_what_they_cost_and_those_that_cost_nothing(spent: Registry):

@@ -24,7 +24,7 @@ from tests.sample_registry import SCORES, Sample, fill
 
 ROOT = Path(__file__).resolve().parent.parent
 APP = str(ROOT / "dashboard" / "app.py")
-PAGES = ["leaderboard", "iterations", "compare", "checkpoint", "samples", "judges", "runs", "costs"]
+PAGES = ["leaderboard", "iterations", "compare", "checkpoint", "samples", "judges", "runs", "costs", "health"]
 
 # All that the pages are built of.
 TAGS = {

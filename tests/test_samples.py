@@ -74,6 +74,20 @@ def test_cut_answers_and_a_search_whose_wildcards_are_plain_text(filled: Registr
         assert ids(samples.lines(session, 1, search="question 119")) == ["q119"]
 
 
+def test_answers_of_a_length(filled: Registry):
+    with filled.read() as session:
+        every = {line.question_id: line.length for line in samples.lines(session, 1, limit=200)}
+        found = samples.lines(session, 1, limit=200, characters=(30, 60))
+        assert {line.question_id for line in found} == {q for q, length in every.items() if 30 <= length <= 60} != set()
+        assert len(samples.lines(session, 1, limit=200, characters=(None, 0))) == 0
+
+
+def test_a_rating_is_no_win(app, registry: Registry):  # noqa: F811
+    sample = Sample(registry)
+    sample.score(sample.checkpoint("a", "third_party"), "mt_bench", 5.0)
+    assert app("samples", registry).selectbox(key="outcome").options == ["All", "Without a verdict", "Cut at the token limit"]
+
+
 def test_one_sample_holds_its_verdicts_and_no_other_evaluation_may_show_it(filled: Registry):
     with filled.read() as session:
         line = samples.lines(session, 7, search="Question 4")[0]
@@ -91,6 +105,8 @@ def test_the_samples_page_lists_and_opens_answers(app, filled: Registry):  # noq
     html = shown(listed)
     assert "Answer 0 with 100%_done and a second line" in words(html)
     assert 'href="samples?evaluation=1&amp;sample=1"' in html and "q49" in words(html) and "q50" not in words(html)
+    few = words(shown(app("samples", filled, evaluation="1", least="43", most="43")))
+    assert "q99" in few and "q1 " not in few
     opened = app("samples", filled, evaluation="1", sample="2")
     text = [code.value for code in opened.code]
     assert HOSTILE[1] in text and f"{HOSTILE[0]} I choose" in text and "<|user|>\nQuestion 1" in text

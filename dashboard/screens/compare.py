@@ -3,16 +3,20 @@
 import streamlit as st
 
 from dashboard import format as f
-from dashboard import markup
-from dashboard.comparison_table import EXPLAINED, comparison_table, signed
+from dashboard import length_outcome, markup
+from dashboard.comparison_table import EXPLAINED, comparison_table, parts_table, signed
 from dashboard.markup import Column, Markup
 from dashboard.source import empty, expected_errors, read
-from db import samples
+from dashboard.text_diff import side_by_side
+from db import differences, samples
+from db.differences import Differs
+from db.models import Judgment
 from db.values import question_values
 from evals.paired import Compared, compare_checkpoints, parent_fingerprint, shared_evaluations
 
 # Questions shown, those that differ most.
 FLIPPED = 20
+Pair = tuple[str, str]
 
 
 def page() -> None:
@@ -24,17 +28,15 @@ def page() -> None:
             empty("Nothing to compare yet", reason, "harness train-and-eval quickstart")
             return
         pair = _pick(known)
-        if pair is None:
-            return
         found = read(compare_checkpoints, *pair)
         st.caption(EXPLAINED)
         st.html(comparison_table(found))
-        if not found.comparisons:
-            return
-        _flipped(found, pair)
+        _settings(found, pair)
+        if found.comparisons:
+            _questions(found, pair)
 
 
-def _pick(known: dict[str, str]) -> tuple[str, str] | None:
+def _pick(known: dict[str, str]) -> Pair:
     """(fingerprint, fingerprint) from the URL: by default the newest checkpoint and its parent."""
     fingerprints, labels = list(known), f.distinct(known)
     left, right = st.columns(2)
@@ -47,13 +49,56 @@ def _pick(known: dict[str, str]) -> tuple[str, str] | None:
     return a, b
 
 
-def _flipped(found: Compared, pair: tuple[str, str]) -> None:
-    """The questions on which the two part most, with links to both answers."""
-    st.header("Where they part", anchor=False)
-    benchmarks = [one.benchmark for one in found.comparisons]
-    benchmark = st.selectbox("Benchmark", benchmarks, format_func=f.benchmark_label, key="benchmark", bind="query-params")
+def _settings(found: Compared, pair: Pair) -> None:
+    """Where the two were made, or evaluated, differently."""
+    made = read(differences.made_differently, *pair)
+    apart = {name: read(differences.evaluated_differently, *pair, name) for name in found.apart}
+    with st.expander(f"Settings that differ ({len(made) + sum(map(len, apart.values()))})"):
+        st.html(_differences("How they were made", found, made))
+        for benchmark, several in apart.items():
+            if several:
+                st.html(_differences(f"How {f.benchmark_label(benchmark)} was evaluated", found, several))
+
+
+def _differences(title: str, found: Compared, several: list[Differs]) -> Markup:
+    if not several:
+        return markup.heading(title, "no difference is recorded")
+    columns = [Column("Key"), Column(found.a, wide=True), Column(found.b, wide=True)]
+    table = markup.plain_table(title, columns, [[one.key, one.first, one.second] for one in several])
+    return Markup(markup.heading(title) + table)
+
+
+def _questions(found: Compared, pair: Pair) -> None:
+    """One benchmark in full: length against outcome, its parts, the questions on which the two part most."""
+    st.header("Question by question", anchor=False)
+    benchmarks = f.order_benchmarks({one.benchmark for one in found.comparisons})
+    column, _ = st.columns([2, 5])
+    benchmark = column.selectbox("Benchmark", benchmarks, format_func=f.benchmark_label, key="benchmark", bind="query-params")
     evaluations = read(shared_evaluations, *pair, benchmark)
     values = [read(question_values, evaluation) for evaluation in evaluations]
+    _lengths(found, evaluations, values)
+    parts = [read(samples.breakdowns, evaluation) for evaluation in evaluations]
+    for kind in parts[0].keys() & parts[1].keys():
+        with st.expander(f"By {f.PARTS[kind]}"):
+            st.html(parts_table(kind, (found.a, found.b), (parts[0][kind], parts[1][kind])))
+    _flipped(found, evaluations, values)
+
+
+def _lengths(found: Compared, evaluations: tuple[int, int], values: list[dict[str, float]]) -> None:
+    pairs = length_outcome.paired([read(samples.answer_lengths, evaluation) for evaluation in evaluations], values)
+    # Answers to likelihood benchmarks have no text.
+    if not any(pair.longer for pair in pairs):
+        return
+    st.subheader("Length against outcome", anchor=False)
+    left, right = st.columns([3, 2], gap="medium")
+    spec = length_outcome.length_outcome(pairs, found.a)
+    left.vega_lite_chart(spec, alt=length_outcome.in_words(pairs, found.a), key="length-outcome")
+    right.html(length_outcome.counts(pairs, found.a))
+
+
+def _flipped(found: Compared, evaluations: tuple[int, int], values: list[dict[str, float]]) -> None:
+    """The questions on which the two part most, with links to both answers, and one of them in full."""
+    st.subheader("Where they part", anchor=False)
     shared = sorted(values[0].keys() & values[1].keys(), key=lambda q: (-abs(values[0][q] - values[1][q]), q))
     apart = [question for question in shared if values[0][question] != values[1][question]][:FLIPPED]
     if not apart:
@@ -69,17 +114,47 @@ def _flipped(found: Compared, pair: tuple[str, str]) -> None:
         )
         rows.append([question, first, second, signed(values[0][question] - values[1][question])])
     st.html(markup.plain_table("Questions that differ most", columns, rows))
-    question = st.selectbox("Read both answers to question", apart, format_func=f.plain, key="question", bind="query-params")
+    left, right = st.columns([2, 5], vertical_alignment="bottom")
+    question = left.selectbox("Read both answers to question", apart, format_func=f.plain, key="question", bind="query-params")
+    differ = right.toggle("Mark what differs", value=True, key="diff", bind="query-params")
+    _both(found, evaluations, question, differ)
+
+
+def _both(found: Compared, evaluations: tuple[int, int], question: str, differ: bool) -> None:
+    """Both answers side by side, turn by turn, and what the judge said of each."""
     said = [read(samples.answers_to, evaluation, question) for evaluation in evaluations]
     if said[0] and said[0][0].prompt:
         st.html(markup.heading("Prompt"))
         st.code(f.visible(said[0][0].prompt), language=None, wrap_lines=True)
-    for column, name, several in zip(st.columns(2), (found.a, found.b), said, strict=True):
-        with column:
-            for answer in several:
-                turn = f", turn {answer.turn}" if answer.turn > 1 else ""
-                st.html(markup.heading(f"{name}{turn}", f"{f.count(answer.output_tokens)} tokens"))
-                st.code(f.visible(answer.text) or "(empty)", language=None, wrap_lines=True)
+    for first, second in zip(*said, strict=False):
+        marked = side_by_side(first.text, second.text) if differ else None
+        for place, (column, name, answer) in enumerate(zip(st.columns(2), (found.a, found.b), (first, second), strict=True)):
+            turn = f", turn {answer.turn}" if answer.turn > 1 else ""
+            column.html(markup.heading(f"{name}{turn}", f"{f.count(answer.output_tokens)} tokens"))
+            if marked:
+                column.html(marked[place])
+            else:
+                column.code(f.visible(answer.text) or "(empty)", language=None, wrap_lines=True)
+    given = [read(samples.judgments_of, evaluation, question) for evaluation in evaluations]
+    if not any(_replies(judgment) for several in given for judgment in several):
+        return
+    with st.expander("What the judge said"):
+        for column, name, several in zip(st.columns(2), (found.a, found.b), given, strict=True):
+            with column:
+                st.html(markup.heading(name))
+                for judgment in several:
+                    _judgment(judgment)
+
+
+def _judgment(judgment: Judgment) -> None:
+    turn = f", turn {judgment.turn}" if judgment.turn > 1 else ""
+    st.html(markup.heading(f"Game {judgment.game}{turn}: {f.decimal(judgment.value, 2)}", judgment.error or ""))
+    for reply in _replies(judgment):
+        st.code(f.visible(reply) or "(empty)", language=None, wrap_lines=True)
+
+
+def _replies(judgment: Judgment) -> list[str]:
+    return [str(reply.get("text", "")) for reply in (judgment.raw or {}).get("replies", [])]
 
 
 def _link(evaluation: int, answer: int, value: float) -> Markup:

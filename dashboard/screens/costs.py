@@ -7,7 +7,7 @@ from dashboard import markup
 from dashboard.markup import Column
 from dashboard.source import empty, expected_errors, read
 from db import costs
-from db.costs import JudgeCost, RunCost, Spent
+from db.costs import JudgeCost, Queued, RunCost, Spent
 
 
 def page() -> None:
@@ -25,6 +25,7 @@ def page() -> None:
             st.html(_totals(runs))
             st.header("Runs", anchor=False)
             st.html(_runs(runs))
+            _queued(read(costs.queued))
             looped = [run for run in runs if len(run.iterations) > 1]
             if looped:
                 st.header("Iterations", anchor=False)
@@ -45,21 +46,49 @@ def _totals(runs: list[RunCost]) -> str:
             ("GPU time", hours(gpu), "stages with an accelerator"),
             ("CPU time", hours(cpu), "stages without one"),
             ("Judges' tokens", f.count(tokens or None), "in and out"),
-            ("Money", dollars(money), "judges"),
+            ("Money", f.dollars(money), "judges"),
         ]
     )
 
 
 def _runs(runs: list[RunCost]) -> str:
-    names = ("GPU time", "CPU time", "Judges' tokens", "Money", "Checkpoints", "Time per checkpoint", "Left to do")
+    names = ("GPU time", "CPU time", "Judges' tokens", "Money", "Checkpoints", "Time per checkpoint")
     columns = [Column("Run"), Column("State"), *(Column(name, numeric=True) for name in names)]
     rows = []
     for run in runs:
         each = (run.total.gpu_seconds + run.total.cpu_seconds) / run.checkpoints if run.checkpoints else None
-        left = f"about {hours(run.waiting_seconds)}" if run.waiting_seconds is not None else ""
-        counts = [str(run.checkpoints), hours(each), left]
+        counts = [str(run.checkpoints), hours(each)]
         rows.append([run.run, markup.state(run.status), *_spent(run.total), *counts])
     return markup.plain_table("Runs", columns, rows)
+
+
+def _queued(left: list[Queued]) -> None:
+    """What running runs have still to do, each stage as dear as the last finished one of its program."""
+    if not left:
+        return
+    st.header("Still to come", anchor=False)
+    st.caption(
+        "Each stage is taken to cost what the last finished one of its program did, in this run or in the newest of the same "
+        "recipe. `harness train-and-eval RECIPE --dry-run` asks the judge's price list before anything is spent."
+    )
+    columns = [Column("Run"), Column("Program"), *(Column(name, numeric=True) for name in ("Stages", "Time", "Judge"))]
+    rows = [
+        [one.run, one.program, str(one.stages), _about(hours(one.seconds)), _about(f.dollars(one.micro_dollars or 0))]
+        for one in left
+    ]
+    known = [one.seconds for one in left if one.seconds is not None]
+    unknown = len(left) - len(known)
+    total = _about(hours(sum(known))) + (f" and {f.plural(unknown, 'program')} not measured yet" if unknown else "")
+    st.html(markup.facts([("Time", total, "one stage after the other"), ("Money", _about(f.dollars(_sum(left))), "judges")]))
+    st.html(markup.plain_table("Still to come", columns, rows))
+
+
+def _sum(left: list[Queued]) -> int:
+    return sum(one.micro_dollars or 0 for one in left)
+
+
+def _about(text: str) -> str:
+    return text if text == f.ABSENT else f"about {text}"
 
 
 def _iterations(run: RunCost) -> str:
@@ -73,23 +102,22 @@ def _judges(judges: list[JudgeCost]) -> str:
     columns = [Column("Benchmark"), Column("Judge"), *(Column(name, numeric=True) for name in names)]
     rows = []
     for one in judges:
-        spent = [f.count(one.tokens or None), dollars(one.micro_dollars), dollars(one.micro_dollars / one.evaluations)]
+        spent = [f.count(one.tokens or None), f.dollars(one.micro_dollars), f.dollars(one.micro_dollars / one.evaluations)]
         rows.append([f.benchmark_label(one.benchmark), f.judge(one), f.count(one.evaluations), *spent])
     return markup.plain_table("Benchmarks and judges", columns, rows)
 
 
 def _spent(spent: Spent) -> list[str]:
-    return [hours(spent.gpu_seconds), hours(spent.cpu_seconds), f.count(spent.judge_tokens or None), dollars(spent.micro_dollars)]
+    return [
+        hours(spent.gpu_seconds),
+        hours(spent.cpu_seconds),
+        f.count(spent.judge_tokens or None),
+        f.dollars(spent.micro_dollars),
+    ]
 
 
 def hours(seconds: float | None) -> str:
     return f.duration(seconds) if seconds else f.ABSENT
-
-
-def dollars(micro_dollars: float) -> str:
-    """Money, to the cent where there is a cent."""
-    value = micro_dollars / 1e6
-    return f.ABSENT if not value else f"${value:,.2f}" if value >= 0.1 else f"${value:.4f}"
 
 
 page()

@@ -1,11 +1,14 @@
 """The runs and the stages of one of them; what moves refreshes itself."""
 
+import shlex
+
 import streamlit as st
 
 from dashboard import format as f
 from dashboard import markup
+from dashboard.log_tail import tail
 from dashboard.markup import Column, Markup
-from dashboard.source import expected_errors, pick_run, read
+from dashboard.source import empty, expected_errors, pick_run, read
 from db import views
 from db.views import RunStatus, RunSummary, StageStatus
 
@@ -40,6 +43,36 @@ def _run(run: str, was_running: bool) -> None:
                 _error(f"{stage.name} failed", stage.error, stage.log)
         if status.summary.error and not any(stage.error for stage in status.stages):
             _error("The run failed", status.summary.error, None)
+        if status.summary.status in ("failed", "stopped"):
+            empty("It can go on", "What is verified done is kept; this resumes the rest.", _resume(status))
+        _log(status)
+
+
+def _resume(status: RunStatus) -> str:
+    return f"harness train-and-eval {shlex.quote(status.summary.recipe_name)} --run {shlex.quote(status.summary.name)}"
+
+
+def _log(status: RunStatus) -> None:
+    """The end of one stage's log; by default of the one that runs or failed."""
+    logged = {stage.name: stage for stage in status.stages if stage.log}
+    if not logged:
+        return
+    st.header("Log", anchor=False)
+    live = [name for name, stage in logged.items() if stage.status in ("running", "failed")]
+    default = (live or list(logged))[-1]
+    column, _ = st.columns([2, 5])
+    placeholder = f"{f.plain(default)} (newest)"
+    chosen = column.selectbox(
+        "Stage", list(logged), index=None, placeholder=placeholder, format_func=f.plain, key="log", bind="query-params"
+    )
+    stage = logged.get(chosen or default, logged[default])
+    written = tail(stage.log)
+    if written is None:
+        here = "It is not in this machine's runs folder"
+        st.html(markup.heading(stage.name, f"{here}: {stage.log}" + (f", on {status.host}" if status.host else "")))
+        return
+    st.html(markup.heading(stage.name, f"the end of {stage.log}"))
+    st.code(f.visible(written) or "(empty)", language=None, wrap_lines=True)
 
 
 def _summary(status: RunStatus) -> str:
@@ -54,13 +87,33 @@ def _summary(status: RunStatus) -> str:
             ("Iterations", str(summary.iterations), ""),
             ("Time in stages", f.duration(summary.seconds), f"began {f.moment(summary.created_at)} UTC"),
             ("Machine", status.host or f.ABSENT, str(machine)),
+            *_judging(status),
         ]
     )
 
 
+def _judging(status: RunStatus) -> list[tuple[str, str, str]]:
+    """Tokens that the judge's endpoint takes and gives each second, and the share of the limit that they are."""
+    now = status.judging
+    if now is None:
+        return []
+    shares = [
+        f"{f.decimal(100 * used / limit, 0)} % of {f.count(limit)} {unit} a minute"
+        for used, limit, unit in (
+            (now.tokens_per_minute, now.token_limit, "tokens"),
+            (now.requests_per_minute, now.request_limit, "requests"),
+        )
+        if limit
+    ]
+    rate = f"{f.count(now.tokens_per_minute / 60)} tokens/s"
+    return [
+        ("Judge's endpoint", rate, "; ".join(shares) or f"{f.count(now.requests_per_minute)} requests a minute, no limit set")
+    ]
+
+
 def _stages(stages: list[StageStatus]) -> str:
     columns = [Column("Stage"), Column("State"), Column("Progress")]
-    columns += _numeric("Rate", "Left", "Attempts", "Time", "Peak memory")
+    columns += _numeric("Rate", "Left", "Tokens/s", "Attempts", "Time", "Peak memory")
     rows = [_stage(stage) for stage in stages]
     # Rate and time left belong to a running stage: without one their columns would stand empty.
     used = [i for i in range(len(columns)) if any(row[i] != "" for row in rows)]
@@ -69,9 +122,10 @@ def _stages(stages: list[StageStatus]) -> str:
 
 def _stage(stage: StageStatus) -> list[object]:
     state = markup.state(stage.status)
-    if stage.heartbeat_age is not None and stage.heartbeat_age > SILENT_SECONDS:
-        silent = markup.text(f"silent for {f.duration(stage.heartbeat_age)}")
-        state = Markup(f'{state}<small><span class="warn">{silent}</span></small>')
+    if stage.heartbeat_age is not None:
+        late = stage.heartbeat_age > SILENT_SECONDS
+        heard = f"silent for {f.duration(stage.heartbeat_age)}" if late else f"heard {f.duration(stage.heartbeat_age)} ago"
+        state = Markup(f'{state}<small><span class="{"warn" if late else "absent"}">{markup.text(heard)}</span></small>')
     rate = f"{f.decimal(stage.rate, 1)} {stage.unit or ''}/s" if stage.rate else ""
     return [
         stage.name,
@@ -79,6 +133,7 @@ def _stage(stage: StageStatus) -> list[object]:
         markup.progress(stage.done, stage.total, stage.unit),
         rate,
         f.duration(stage.eta_seconds) if stage.eta_seconds is not None else "",
+        f.count(stage.metrics["tokens_per_second"]) if stage.metrics.get("tokens_per_second") else "",
         str(stage.attempts) if stage.attempts else "",
         f.duration(stage.seconds) if stage.seconds is not None else "",
         f.size(stage.peak_rss_bytes) if stage.peak_rss_bytes is not None else "",

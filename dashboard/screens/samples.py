@@ -75,11 +75,16 @@ def _about(of: Evaluated) -> str:
 
 
 def _list(of: Evaluated) -> None:
-    left, right = st.columns([2, 3], vertical_alignment="bottom")
-    outcome = left.selectbox("Outcome", OUTCOMES, format_func=_OUTCOMES.__getitem__, key="outcome", bind="query-params")
-    search = right.text_input("Search in questions and answers", key="q", bind="query-params")
+    left, middle, first, second = st.columns([3, 4, 2, 2], vertical_alignment="bottom")
+    # A rating is no win and no loss: those can only be told apart by whether there is one.
+    offered = [one for one in OUTCOMES if of.benchmark not in f.RATED or one in ("all", "failed", "cut")]
+    outcome = left.selectbox("Outcome", offered, format_func=_OUTCOMES.__getitem__, key="outcome", bind="query-params")
+    search = middle.text_input("Search in questions and answers", key="q", bind="query-params")
+    number = {"min_value": 0, "value": None, "step": 1, "placeholder": "any", "bind": "query-params"}
+    least = first.number_input("At least, characters", key="least", **number)
+    most = second.number_input("At most, characters", key="most", **number)
     after = _number("after") or 0
-    found = read(samples.lines, of.evaluation_id, outcome, search or "", after, PAGE_LINES + 1)
+    found = read(samples.lines, of.evaluation_id, outcome, search or "", after, PAGE_LINES + 1, (least, most))
     if not found:
         empty("No answer matches", "Choose another outcome, or search for something else.")
         return
