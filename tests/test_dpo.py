@@ -2,15 +2,19 @@
 
 import json
 import os
+import shutil
 import subprocess
+from pathlib import Path
 
 import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from safetensors.torch import save_file
 
 from core.artifacts import read_rows
 from core.errors import MissingInput, RecipeError
+from core.stage import Spec, Stage
 from tests.conftest import ROOT
 from tests.training import (
     RESOURCES,
@@ -27,6 +31,7 @@ from train.dpo import join_reference, require_same_prompts
 from train.logprobs import response_logprobs, truncated_pair
 from train.losses import dpo_losses
 from train.optimisation import accumulation_steps, launch_command, warmup
+from train.reference import ReferencePolicy
 from train.rolling import mark_complete, newest_complete
 
 
@@ -230,6 +235,31 @@ def test_reference_rows_follow_the_pairs_and_count_what_is_dropped(tiny_llama, p
     for pair_row, row in zip(given_rows, rows, strict=True):
         assert (row["chosen_logp"] is None) == isinstance(truncated_pair(pair_row, 40), str)
     assert artifact.metrics["pairs"] + artifact.metrics["dropped"] == 24
+
+
+def test_log_probabilities_are_found_by_content(tiny_llama, pairs, make_spec, tmp_path):
+    """What some pairs have paid for, others find; other weights or another precision find nothing."""
+    given_rows = read_rows(pairs / "pairs.jsonl")
+
+    def policy(path: Path, **changes: str | int) -> ReferencePolicy:
+        settings = {"max_length": 128, "precision": "fp32"} | changes
+        return ReferencePolicy(Stage(Spec.load(make_spec("reference[1]", settings, {"reference": path, "pairs": pairs}))))
+
+    first = policy(tiny_llama)
+    rows = first.score(given_rows[:3])
+    assert (first.cache.hits, first.cache.misses) == (0, 6)
+    every = policy(tiny_llama, max_length=127)
+    assert every.score(given_rows)[:3] == rows and every.cache.hits == 6 and every.cache.misses == 2 * len(given_rows) - 6
+    again = policy(tiny_llama)
+    again.score(given_rows)
+    assert "model" not in vars(again), "nothing was missing, and the model was loaded all the same"
+    other = tmp_path / "other"
+    shutil.copytree(tiny_llama, other)
+    weights = {name: tensor + 0.01 for name, tensor in load_weights(other).items()}
+    save_file(weights, other / "model.safetensors", {"format": "pt"})
+    for stranger in (policy(tiny_llama, precision="bf16"), policy(other)):
+        stranger.score(given_rows[:3])
+        assert stranger.cache.hits == 0
 
 
 def test_dpo_starts_at_the_reference_and_learns_the_preference(tiny_llama, pairs, reference, run_stage, tmp_path):
