@@ -8,7 +8,7 @@ from sqlalchemy.orm import Session
 
 from core.errors import RegistryError
 from db.leaderboard import Cell, cells
-from db.models import AnswerSet, Checkpoint, Evaluation, Run
+from db.models import AnswerSet, Checkpoint, Evaluation, PreferenceSet, Run, StageRun
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,6 +39,12 @@ class Card:
     checkpoint: Checkpoint
     run: str | None
     recipe: str | None
+    data: dict[str, Any]
+    """The recipe's keys of the data, where a run made it."""
+    counts: dict[str, Any]
+    """What the run's data stage kept and dropped."""
+    pairs: PreferenceSet | None
+    """Of an iteration: the preference pairs that it was trained on."""
     ancestors: list[Ancestor]
     """From its parent to the first of its line."""
     measured: list[Measured]
@@ -63,7 +69,14 @@ def card(session: Session, fingerprint: str) -> Card:
     }
     for cell in cells(session, AnswerSet.checkpoint_id == row.id):
         measured[cell.evaluation_id].cells.append(cell)
-    return Card(row, run and run.name, run and run.recipe_name, ancestors, list(measured.values()))
+    counts = pairs = None
+    if run is not None:
+        counts = session.scalar(select(StageRun.metrics).where(StageRun.run_id == run.id, StageRun.program == "train.data"))
+        of = select(PreferenceSet).where(PreferenceSet.run_id == run.id, PreferenceSet.iteration == row.iteration)
+        pairs = session.scalar(of) if row.iteration is not None else None
+    data = (run.recipe or {}).get("data", {}) if run else {}
+    names = (run.name, run.recipe_name) if run else (None, None)
+    return Card(row, *names, data, counts or {}, pairs, ancestors, list(measured.values()))
 
 
 def _ancestor(session: Session, row: Checkpoint) -> Ancestor:

@@ -5,7 +5,7 @@ import pytest
 from core.errors import RegistryError
 from core.fingerprint import digest
 from db.card import card
-from db.models import Checkpoint, Evaluation
+from db.models import Checkpoint, Evaluation, Run, StageRun
 from db.registry import Registry
 from tests.sample_registry import SCORES, Sample, fill
 from tests.test_dashboard import app, shown, words  # noqa: F401  (app is a fixture)
@@ -64,3 +64,24 @@ def test_an_imported_evaluation_names_its_source(app, registry: Registry):  # no
         session.get_one(Evaluation, 1).provenance = {"source": "a paper", "files": [{"name": "a.json", "sha256": "00"}]}
     seen = words(shown(app("checkpoint", registry)))
     assert "imported from a paper" in seen
+
+
+def test_the_card_says_what_it_learned_from_and_how_to_publish_it(app, registry: Registry):  # noqa: F811
+    fill(registry)
+    with registry.write() as session:
+        sources = [{"name": "starter prompts", "use": "prompts", "limit": 1200}]
+        session.get_one(Run, 1).recipe = {"name": "quickstart", "data": {"sources": sources}}
+        session.query(StageRun).filter_by(name="data").one().metrics = {"sft": 105, "dropped": {"too long": 3}}
+        row = session.query(Checkpoint).filter_by(name="quickstart/iter-2").one()
+        settings = {"beta": 0.1, "loss_options": {"width": 2.0}, "max_steps": None}
+        row.provenance = {"program": "train.dpo", "settings": settings, "environment": {"torch": "2.13.0", "machine": "x86_64"}}
+    test = app("checkpoint", registry, fingerprint=digest("quickstart/iter-2"))
+    said = " ".join(words(shown(test)).split())
+    assert "starter prompts prompts 1 200" in said and "Sft 105" in said
+    assert "Preference pairs 44 of 48 prompts; 3 dropped" in said
+    assert (
+        "train.dpo on x86_64" in said and "loss_options.width 2.0" in said and "max_steps none" in said and "torch 2.13.0" in said
+    )
+    typed = [code.value for code in test.code]
+    assert "harness export model quickstart/iter-2 --to out/model" in typed
+    assert "harness export dataset quickstart --iteration 2 --to out/pairs" in typed

@@ -11,7 +11,7 @@ from tests.training import RESOURCES, training_settings, words, write_jsonl
 from train.chat import load_tokenizer
 from train.reward import require_apart, set_distinct_padding, tokenise
 from train.reward_losses import reward_loss
-from train.reward_metrics import heldout_metrics, length_bias
+from train.reward_metrics import chance_warning, heldout_metrics, length_bias
 from train.scorers import BradleyTerryScorer
 from train.statistics import spearman, wilson_interval
 
@@ -46,6 +46,13 @@ def test_heldout_accuracy_counts_ties_half_and_is_kept_by_source():
     assert metrics["heldout_ece"] == pytest.approx((2 * (1 - one) + three) / 4)
     losses = [math.log(1 + math.exp(-d)) for d in (1, 0, -3, 1)]
     assert metrics["heldout_log_loss"] == pytest.approx(sum(losses) / 4)
+
+
+def test_an_accuracy_that_a_coin_could_have_is_said_to_be_one():
+    rows, tokens = [preference(k) for k in range(20)], [3] * 40
+    lucky = heldout_metrics(rows, [1.0] * 12 + [0.0] * 8, [0.0] * 12 + [1.0] * 8, tokens)
+    assert "60.0 % (95 %: 38.7 to 78.1, n 20) cannot be told from a coin's" in chance_warning(lucky)
+    assert chance_warning(heldout_metrics(rows, [1.0] * 16 + [0.0] * 4, [0.0] * 16 + [1.0] * 4, tokens)) is None
 
 
 def test_length_bias_does_not_depend_on_which_side_is_called_first():
@@ -155,6 +162,14 @@ def test_a_reward_model_learns_a_plain_preference_and_scores_alike_alone_and_pad
     conversations = [pair["chosen"] for pair in pairs[:5]]
     alone = [scorer.score([conversation])[0] for conversation in conversations]
     assert scorer.score(conversations) == pytest.approx(alone, abs=1e-4)
+
+
+def test_warm_up_steps_take_the_place_of_the_ratio():
+    from tests.test_plan import _plan
+    from train.optimisation import warmup
+
+    plan = _plan("reward.warmup_steps=40", "dpo.warmup_steps=100")
+    assert [warmup(plan.nodes[name].settings) for name in ("reward", "dpo[1]", "sft")] == [40, 100, 0.03]
 
 
 def test_options_left_at_their_defaults_do_not_change_a_models_key():

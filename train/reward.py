@@ -20,7 +20,7 @@ from train.checkpoint import rows_file, verify_checkpoint
 from train.filters import context_text
 from train.loop import finish, mean_of, train_and_save
 from train.optimisation import load_dtype, prepare_process, require_training_space, training_arguments
-from train.reward_metrics import heldout_metrics
+from train.reward_metrics import chance_warning, heldout_metrics
 from train.reward_parity import require_parity
 from train.scorers import BradleyTerryScorer, keep_end
 
@@ -121,6 +121,8 @@ def run(stage: Stage) -> dict[str, Any]:
     verify_checkpoint(stage.work / "checkpoint")
     metrics = {"train_loss": mean_of(history, "loss"), "pairs": len(examples), **counts}
     metrics |= evaluate(stage.work, heldout, settings["max_length"])
+    if warning := chance_warning(metrics):
+        stage.message(warning)
     finish(stage)
     return metrics
 

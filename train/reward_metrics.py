@@ -34,6 +34,17 @@ def heldout_metrics(rows: list[dict[str, Any]], chosen: list[float], rejected: l
     }
 
 
+def chance_warning(metrics: dict[str, Any]) -> str | None:
+    """What to tell the user of `heldout_metrics` whose interval includes a coin's 50 %; None where it does not."""
+    if metrics["heldout_low"] > 0.5:
+        return None
+    value, low, high = (f"{100 * metrics[f'heldout_{name}']:.1f}" for name in ("accuracy", "low", "high"))
+    return (
+        f"The held-out accuracy of {value} % (95 %: {low} to {high}, n {metrics['heldout_n']}) cannot be told from a coin's, and "
+        "iterations would optimise noise; train on more pairs, or hold out more."
+    )
+
+
 def by_source(sources: list[str], wins: list[float]) -> dict[str, dict[str, float | int]]:
     """Accuracy of each source with its 95 % interval (Wilson) and n."""
     found: dict[str, list[float]] = {}

@@ -11,6 +11,7 @@ from dashboard.markup import Column, Markup
 from dashboard.source import empty, expected_errors, read
 from db import samples
 from db.card import Card, Measured, card
+from db.differences import flat
 from db.leaderboard import Cell
 
 
@@ -35,7 +36,9 @@ def page() -> None:
         st.html(_lineage(found))
         st.header("Scores", anchor=False)
         order = f.order_benchmarks({one.cells[0].benchmark for one in found.measured if one.cells})
-        for one in sorted((one for one in found.measured if one.cells), key=lambda one: order.index(one.cells[0].benchmark)):
+        measured = sorted((one for one in found.measured if one.cells), key=lambda one: order.index(one.cells[0].benchmark))
+        st.html(_scores(measured))
+        for one in measured:
             _measured(found, one)
         _provenance(found)
 
@@ -63,26 +66,52 @@ def _lineage(found: Card) -> str:
     return markup.plain_table("Lineage, from this checkpoint back to its base", columns, rows)
 
 
+def _scores(measured: list[Measured]) -> Markup:
+    """Each evaluation's headline, with the way to its answers."""
+    columns = [Column("Benchmark"), Column("Score", numeric=True), Column("Change", numeric=True), Column("n", numeric=True)]
+    columns += [Column("Judge"), Column("Data", wide=True)]
+    rows: list[list[object]] = []
+    for one in measured:
+        head = _head(one)
+        link = f'<a href="samples?evaluation={one.evaluation_id}">{markup.text(_value(head))}</a>'
+        score = Markup(f'<b>{link}</b><span class="i">{markup.text(f.interval(head))}</span>')
+        failed = f"<small>{markup.text(f'{head.n_failed} failed')}</small>" if head.n_failed else ""
+        metric = markup.text(f.metric_label(head.benchmark, head.metric))
+        name = Markup(f"{markup.text(f.benchmark_label(head.benchmark))}<small>{metric}</small>")
+        rows.append([name, score, f.change(head), Markup(f"{head.n}{failed}"), f.judge(head), f.data_version(head.version)])
+    return markup.plain_table("Scores", columns, rows)
+
+
 def _measured(found: Card, one: Measured) -> None:
+    """Every metric of one evaluation, its identity, and the commands that make and export it."""
     cells = sorted(one.cells, key=lambda cell: (not cell.headline, cell.metric))
     head = cells[0]
     source = f"; imported from {one.provenance['source']}" if one.provenance.get("source") else ""
-    note = f"judge: {f.judge(head)}; data: {f.data_version(head.version)}; {head.n_questions} questions{source}"
-    st.html(markup.heading(f.benchmark_label(head.benchmark), note))
     columns = [Column("Metric"), Column("Value", numeric=True), Column("n", numeric=True), Column("Failed", numeric=True)]
     columns.append(Column("How", wide=True))
-    st.html(markup.plain_table(head.benchmark, columns, [_cell(cell) for cell in cells]))
-    with st.expander("Evidence, and the commands that make and export it"):
-        st.html(markup.root(f'<p><a href="samples?evaluation={one.evaluation_id}">All answers and verdicts</a></p>'))
+    with st.expander(f"{f.benchmark_label(head.benchmark)}: every metric, and the commands that make and export it"):
+        st.html(
+            markup.heading(f.benchmark_label(head.benchmark), f"judge: {f.judge(head)}; {head.n_questions} questions{source}")
+        )
+        st.html(markup.plain_table(head.benchmark, columns, [_cell(cell) for cell in cells]))
         for command in commands(found, one, head):
             st.code(command, language="bash")
         identity = {"settings": one.settings, "judge": one.judge_config} | ({"source": one.provenance} if one.provenance else {})
         st.code(json.dumps(identity, indent=1, ensure_ascii=False), language="json", wrap_lines=True)
 
 
+def _head(one: Measured) -> Cell:
+    return min(one.cells, key=lambda cell: (not cell.headline, cell.metric))
+
+
+def _value(cell: Cell) -> str:
+    if cell.value is None:
+        return "withheld"
+    return f.count(cell.value) if cell.method == "count" else f.number(cell.benchmark, cell.value)
+
+
 def _cell(cell: Cell) -> list[object]:
-    value = "withheld" if cell.value is None else f.number(cell.benchmark, cell.value)
-    shown = Markup(f'<span class="v">{markup.text(value)}</span><span class="i">{markup.text(f.interval(cell))}</span>')
+    shown = Markup(f'<b>{markup.text(_value(cell))}</b><span class="i">{markup.text(f.interval(cell))}</span>')
     return [f.metric_label(cell.benchmark, cell.metric), shown, str(cell.n), str(cell.n_failed or ""), cell.method]
 
 
@@ -105,10 +134,60 @@ def commands(found: Card, one: Measured, head: Cell) -> list[str]:
 
 
 def _provenance(found: Card) -> None:
+    """What it learned from, with which settings, on what; and what to type to publish it."""
     provenance = found.checkpoint.provenance
+    if found.data or found.counts:
+        st.header("Data", anchor=False)
+        for part in _sources(found):
+            st.html(part)
     if provenance:
         st.header("How it was made", anchor=False)
-        st.code(json.dumps(provenance, indent=1, ensure_ascii=False), language="json", wrap_lines=True)
+        made = provenance.get("program")
+        machine = provenance.get("environment", {}).get("machine", "a machine")
+        st.html(markup.heading(f"{made} on {machine}" if made else "Recorded when it was registered"))
+        for title in ("settings", "metrics", "inputs", "environment"):
+            if provenance.get(title):
+                with st.expander(title.capitalize()):
+                    rows = [[key, "none" if value is None else str(value)] for key, value in flat(provenance[title])]
+                    st.html(markup.plain_table(title.capitalize(), [Column("Key"), Column("Value", wide=True)], rows))
+        with st.expander("All that is recorded"):
+            st.code(json.dumps(provenance, indent=1, ensure_ascii=False), language="json", wrap_lines=True)
+    typed = _publish(found)
+    if typed:
+        st.header("Publish", anchor=False)
+        for command in typed:
+            st.code(command, language="bash")
+
+
+def _sources(found: Card) -> list[Markup]:
+    """The recipe's sources, what was kept of them, and an iteration's pairs."""
+    parts = []
+    sources = found.data.get("sources") or []
+    if sources:
+        columns = [Column("Source"), Column("For"), Column("At most", numeric=True)]
+        rows = [
+            [str(one.get("name")), str(one.get("use")), f.count(one["limit"]) if one.get("limit") else "all"] for one in sources
+        ]
+        parts.append(markup.plain_table("Sources of the run's data", columns, rows))
+    kept = [(key.replace("_", " ").capitalize(), f.count(n), "") for key, n in found.counts.items() if isinstance(n, int | float)]
+    if found.pairs is not None:
+        dropped = sum(found.pairs.dropped.values())
+        kept.append(
+            ("Preference pairs", f.count(found.pairs.n_pairs), f"of {f.count(found.pairs.n_prompts)} prompts; {dropped} dropped")
+        )
+    if kept:
+        parts.append(markup.facts(kept))
+    return parts
+
+
+def _publish(found: Card) -> list[str]:
+    row = found.checkpoint
+    if row.source == "published" or row.kind == "canary":
+        return []
+    typed = [f"harness export model {shlex.quote(row.name)} --to out/model"]
+    if found.pairs is not None and found.run:
+        typed.append(f"harness export dataset {shlex.quote(found.run)} --iteration {row.iteration} --to out/pairs")
+    return typed
 
 
 page()

@@ -1,0 +1,98 @@
+"""Arms, ensembles, rules and judges in a recipe: what the plan makes of them, what makes a key, and what is refused."""
+
+import pytest
+
+from core.errors import RecipeError
+from harness.plan import Plan, Ref, build_plan
+from harness.recipe_file import load_recipe
+from tests.test_plan import _inputs
+
+SFT, REWARD = Ref(stage="sft", part="checkpoint"), Ref(stage="reward", part="checkpoint")
+TWO = "annotate.ensemble={scorers: [bradley_terry, {scorer: length_bounds, options: {most: 900}}]}"
+JUDGE = (
+    "reward=null",
+    "annotate.scorer=judge",
+    "annotate.judge={model: some-model, endpoints: [{base_url: 'http://127.0.0.1:1/v1'}], api_key_env: '', max_usd: null}",
+)
+
+
+def plan_of(*overrides: str) -> Plan:
+    return build_plan(load_recipe("quickstart", list(overrides)), _inputs())
+
+
+def keys(plan: Plan) -> dict[str, str]:
+    return {name: node.key for name, node in plan.nodes.items()}
+
+
+def test_arms_name_the_policies_that_become_inputs():
+    arms = "[{n: 2}, {n: 1, policy: previous}, {n: 1, policy: initial, temperature: 0.7}]"
+    plan = plan_of("iterations=3", f"generate.arms={arms}")
+    first, third = plan.nodes["generate[1]"], plan.nodes["generate[3]"]
+    assert first.inputs["policy"] == first.inputs["previous"] == first.inputs["initial"] == SFT
+    assert third.inputs["policy"] == Ref(stage="dpo[2]", part="checkpoint")
+    assert third.inputs["previous"] == Ref(stage="dpo[1]", part="checkpoint") and third.inputs["initial"] == SFT
+    assert [arm.get("policy") for arm in third.settings["arms"]] == [None, "previous", "initial"]
+    plain = plan_of("generate.arms=[{n: 4}]")
+    assert keys(plain) == keys(plan_of("generate.arms=[{n: 4, policy: current}]")), "saying the default changes no key"
+    assert set(plain.nodes["generate[1]"].inputs) == {"policy", "data"}
+
+
+def test_processes_and_gpus_change_no_key():
+    wide = plan_of("generate.processes=4", "generate.tensor_parallel=2", "annotate.processes=8", "annotate.batch_tokens=4096")
+    assert keys(wide) == keys(plan_of())
+    assert wide.nodes["generate[1]"].resources.items() >= {"processes": 4, "tensor_parallel": 2}.items()
+    assert wide.nodes["annotate[1]"].resources == {"processes": 8, "batch_tokens": 4096}
+
+
+def test_an_ensemble_names_its_members_and_their_inputs():
+    plan = plan_of(TWO.replace("]}", "], combine: worst, max_disagreement: 0}"))
+    annotate = plan.nodes["annotate[1]"]
+    assert annotate.settings["combine"] == "worst" and annotate.inputs["scorer/0"] == REWARD
+    model, rule = annotate.settings["members"]
+    assert (model["name"], model["input"], rule["name"], rule["options"]) == (
+        "bradley_terry",
+        "scorer/0",
+        "length_bounds",
+        {"most": 900},
+    )
+    assert "input" not in rule and plan.nodes["pairs[1]"].settings["max_disagreement"] == 0
+    assert "max_disagreement" not in plan_of(TWO).nodes["pairs[1]"].settings
+    assert plan_of(TWO).nodes["annotate[1]"].key != plan.nodes["annotate[1]"].key != plan_of().nodes["annotate[1]"].key
+
+
+def test_a_rule_needs_no_reward_model():
+    plan = plan_of("reward=null", "annotate.scorer=format", "annotate.options={pattern: 'x$'}")
+    assert "reward" not in plan.nodes and set(plan.nodes["annotate[1]"].inputs) == {"generations"}
+    assert plan.nodes["annotate[1]"].settings["options"] == {"pattern": "x$"}
+
+
+def test_a_judges_transport_is_no_part_of_what_it_says():
+    plan = plan_of(*JUDGE)
+    settings, resources = plan.nodes["annotate[1]"].settings, plan.nodes["annotate[1]"].resources["judge"]
+    assert settings["judge"]["model"] == "some-model" and settings["judge"]["base_url"] == "http://127.0.0.1:1/v1"
+    assert resources["endpoints"] and resources["concurrency"] == 16 and "concurrency" not in settings["judge"]
+    assert keys(plan_of(*JUDGE, "annotate.judge.concurrency=2")) == keys(plan)
+    other = keys(plan_of(*JUDGE, "annotate.judge.criteria=brevity"))
+    assert other["annotate[1]"] != keys(plan)["annotate[1]"] and other["generate[1]"] == keys(plan)["generate[1]"]
+
+
+@pytest.mark.parametrize(
+    ("overrides", "said"),
+    [
+        (["annotate.scorer=judge"], "annotate.judge"),
+        (["annotate.judge={model: m}"], "annotate.judge"),
+        (["annotate.scorer=format"], "pattern"),
+        (["annotate.options={most: 3}"], "takes no options"),
+        ([TWO, "annotate.scorer=bradley_terry"], "leave scorer and options"),
+        (["annotate.ensemble={scorers: [bradley_terry]}"], "at least 2"),
+        (["annotate.ensemble={scorers: [{scorer: format, name: a, options: {pattern: a}}, {scorer: x, name: a}]}"], "one name"),
+        (["annotate.scorer=shortness"], "numeric_answer"),
+        (["reward=null"], "needs a reward section"),
+        (["generate.arms=[{n: 1}]"], "a pair needs two"),
+        (["generate.arms=[{n: 4, policy: last}]"], "previous"),
+        (["generate.engine=transformers", "generate.tensor_parallel=2"], "tensor_parallel"),
+    ],
+)
+def test_what_cannot_be_is_refused(overrides, said):
+    with pytest.raises(RecipeError, match=said):
+        plan_of(*overrides)
