@@ -33,6 +33,7 @@ def resolve(recipe: Recipe) -> Inputs:
         reward=_reward(recipe.reward.checkpoint) if recipe.reward else None,
         gold_reward=_reward(recipe.gold_reward.checkpoint) if recipe.gold_reward else None,
         preference=_reward(recipe.preference.checkpoint) if recipe.preference else None,
+        scorers={member.name: _reward(member.checkpoint) for member in recipe.annotate.members if member.checkpoint},
         judge=resolve_judge(recipe.evaluate),
     )
 

@@ -1,10 +1,13 @@
 """Arms, ensembles, rules and judges in a recipe: what the plan makes of them, what makes a key, and what is refused."""
 
+from dataclasses import replace
+
 import pytest
 
 from core.errors import RecipeError
 from harness.plan import Plan, Ref, build_plan
 from harness.recipe_file import load_recipe
+from harness.resolve import resolve
 from tests.test_plan import _inputs
 
 SFT, REWARD = Ref(stage="sft", part="checkpoint"), Ref(stage="reward", part="checkpoint")
@@ -42,6 +45,17 @@ def test_processes_and_gpus_change_no_key():
     assert keys(wide) == keys(plan_of())
     assert wide.nodes["generate[1]"].resources.items() >= {"processes": 4, "tensor_parallel": 2}.items()
     assert wide.nodes["annotate[1]"].resources == {"processes": 8, "batch_tokens": 4096}
+
+
+def test_a_member_with_a_checkpoint_of_its_own_is_resolved_and_part_of_the_key(tiny_llama):
+    made = f"annotate.ensemble={{scorers: [bradley_terry, {{scorer: bradley_terry, name: theirs, checkpoint: {{source: {tiny_llama}}}}}]}}"
+    recipe = load_recipe("quickstart", [made])
+    (scorer,) = resolve(recipe).scorers.values()
+    plan = build_plan(recipe, replace(_inputs(), scorers={"theirs": scorer}))
+    annotate = plan.nodes["annotate[1]"]
+    assert annotate.inputs["scorer/0"] == REWARD and annotate.inputs["scorer/1"] == scorer and scorer.path == str(tiny_llama)
+    other = replace(scorer, fingerprint="0" * 64)
+    assert build_plan(recipe, replace(_inputs(), scorers={"theirs": other})).nodes["annotate[1]"].key != annotate.key
 
 
 def test_an_ensemble_names_its_members_and_their_inputs():

@@ -84,6 +84,8 @@ class Inputs:
     """Reward models that the recipe names as checkpoints."""
     preference: Ref | None = None
     """The preference model that the recipe names as a checkpoint."""
+    scorers: dict[str, Ref] = field(default_factory=dict)
+    """Members of an ensemble that the recipe names as checkpoints, by the member's name."""
     judge: Ref | None = None
     """The checkpoint that the recipe has served as its judge."""
 
