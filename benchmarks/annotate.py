@@ -106,14 +106,14 @@ def theirs(checkpoint: Path, conversations: Conversations, max_length: int) -> t
     return rewards, time.perf_counter() - began
 
 
-def ours(checkpoint: Path, conversations: Conversations, max_length: int, batch_tokens: int) -> tuple[list[float], float]:
-    """(rewards, seconds) of `BradleyTerryScorer` without its cache, in shards as the stage scores them; loading excluded."""
-    scorer = BradleyTerryScorer(checkpoint, max_length=max_length, dtype="float32", resources={"batch_tokens": batch_tokens})
+def ours(checkpoint: Path, conversations: Conversations, max_length: int, batch_tokens: int | None) -> tuple[list[float], float]:
+    """(rewards, seconds) of `BradleyTerryScorer` without its cache, all as one shard (a recipe's shards hold 512 prompts);
+    loading excluded."""
+    resources = {} if batch_tokens is None else {"batch_tokens": batch_tokens}
+    scorer = BradleyTerryScorer(checkpoint, max_length=max_length, dtype="float32", resources=resources)
     scorer.score(conversations[:ANSWERS])
-    shard = 64 * ANSWERS
     began = time.perf_counter()
-    rewards = [r for i in range(0, len(conversations), shard) for r in scorer.score(conversations[i : i + shard])]
-    return rewards, time.perf_counter() - began
+    return scorer.score(conversations), time.perf_counter() - began
 
 
 def main() -> None:
@@ -123,7 +123,7 @@ def main() -> None:
     parser.add_argument("--prompts", type=int, default=256)
     parser.add_argument("--peer-samples", type=int, default=128, help="how many samples the peer scores")
     parser.add_argument("--max-length", type=int, default=2048)
-    parser.add_argument("--batch-tokens", type=int, default=16384, help="padded tokens of one forward pass here")
+    parser.add_argument("--batch-tokens", type=int, help="padded tokens of one forward pass here (default: the scorer's own)")
     parser.add_argument("--json", action="store_true", help="print the figures as one line of JSON")
     arguments = parser.parse_args()
     mirror = os.environ.get("HARNESS_DATA")

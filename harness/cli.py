@@ -45,11 +45,15 @@ Overrides = Annotated[list[str] | None, typer.Option("--set", help="Override a k
 @app.command(
     "train-and-eval",
     epilog="Examples: harness train-and-eval quickstart   |   harness train-and-eval smollm2-135m --run small "
-    "--set iterations=2 --dry-run",
+    "--set iterations=2 --dry-run   |   harness train-and-eval quickstart --baseline offline_dpo",
 )
 def train_and_eval(
     recipe: Annotated[str, typer.Argument(help="Name of a shipped recipe, or the path of a YAML file.")],
     run: Annotated[str | None, typer.Option(help="Name of the run (default: the recipe's). The same name resumes.")] = None,
+    baseline: Annotated[
+        str | None,
+        typer.Option(help="Run a baseline of the recipe instead: offline_dpo | raft | best_of_n_sft.", show_default=False),
+    ] = None,
     overrides: Overrides = None,
     max_usd: MaxUsd = None,
     dry_run: DryRun = False,
@@ -62,7 +66,7 @@ def train_and_eval(
     """
     from harness.commands import run_recipe
 
-    run_recipe(recipe, run, overrides or [], max_usd, dry_run, as_json, db)
+    run_recipe(recipe, run, baseline, overrides or [], max_usd, dry_run, as_json, db)
 
 
 @app.command(

@@ -25,7 +25,10 @@ def reward_bench(
     dtype: Annotated[str, typer.Option(help="auto (float32), float32, bfloat16 or float16.")] = "auto",
     batch_tokens: Annotated[int | None, typer.Option(min=1, help="Tokens in a batch with padding.", show_default=False)] = None,
     limit: Annotated[int | None, typer.Option(min=1, help="First pairs of each subset only.", show_default=False)] = None,
-    rows_to: Annotated[Path | None, typer.Option("--rows", help="File for each pair's probability.", show_default=False)] = None,
+    rows_to: Annotated[
+        Path | None,
+        typer.Option("--rows", help="File for each pair's probability; a killed run goes on from it.", show_default=False),
+    ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Machine-readable output.")] = False,
     db: Database = None,
 ) -> None:

@@ -13,19 +13,30 @@ from harness.console import JsonReporter, emit_json, make_reporter
 
 
 def run_recipe(
-    name: str, run: str | None, overrides: list[str], max_usd: float | None, dry_run: bool, as_json: bool, db: str | None
+    name: str,
+    run: str | None,
+    baseline: str | None,
+    overrides: list[str],
+    max_usd: float | None,
+    dry_run: bool,
+    as_json: bool,
+    db: str | None,
 ) -> None:
     """`harness train-and-eval`."""
     from db import Registry
+    from harness.baselines import derive
     from harness.plan import build_plan
     from harness.preflight import check_recipe
     from harness.recipe_file import load_recipe
     from harness.resolve import resolve
     from harness.workflow import train_and_eval
+    from train.reporting import require_trackers
 
     recipe = load_recipe(name, overrides if max_usd is None else [*overrides, f"evaluate.judge.max_usd={max_usd}"])
+    recipe = derive(recipe, baseline) if baseline else recipe
     inputs = resolve(recipe)
     check_recipe(recipe, inputs)
+    require_trackers(recipe.report_to)
     if dry_run:
         print_plan(build_plan(recipe, inputs), as_json, db)
         return
@@ -76,34 +87,15 @@ def run_evaluation(
 
     `evaluate`: the recipe's section without its judge; `judging`: --judge, --base-url, --judge-option, --max-usd.
     """
-    from pydantic import ValidationError
-
     from db import Registry
-    from evals.benchmark import BENCHMARKS
     from harness.imported import imported_policy
     from harness.plan import Inputs, build_evaluation
     from harness.preflight import check_evaluation
-    from harness.recipe import Evaluate
     from harness.resolve import resolve_benchmarks, resolve_checkpoint, resolve_judge
     from harness.workflow import evaluate_checkpoint
 
-    judge, base_url, judge_options, max_usd = judging
-    names = [benchmark["name"] for benchmark in evaluate["benchmarks"]]
     registry = Registry(db) if dry_run else Registry.open(db)
-    judged = {name for name in names if name in BENCHMARKS and BENCHMARKS[name].verdict == "judge"}
-    if judged and not judge:
-        raise JudgeError(
-            f"{', '.join(sorted(judged))} need a judge: --judge openai:MODEL, --judge serve:PATH for a checkpoint served here, "
-            "or --judge RUN/gold_reward for a reward model of the registry; or leave them out with "
-            "--benchmarks human_eval,truthful_qa."
-        )
-    rewards, judge_settings = find_judge(registry, judge, base_url)
-    judge_settings |= judge_keys(judge_options) | ({} if max_usd is None else {"max_usd": max_usd})
-    try:
-        settings = Evaluate.model_validate(evaluate | {"judge": judge_settings})
-    except ValidationError as error:
-        faults = "; ".join(f"{'.'.join(map(str, e['loc']))}: {e['msg']}" for e in error.errors())
-        raise RecipeError(f"These options do not fit: {faults}.") from error
+    settings, rewards = evaluation_section(registry, evaluate, judging)
     benchmarks = resolve_benchmarks(settings)
     check_evaluation(settings)
     if checkpoint.startswith("imported:"):
@@ -120,6 +112,36 @@ def run_evaluation(
     finally:
         reporter.close()
     _print_rows(registry, name, "event" if as_json else "table")
+
+
+def evaluation_section(
+    registry: Any, evaluate: dict[str, Any], judging: tuple[str | None, str | None, list[str], float | None]
+) -> tuple[Any, dict[str, Any]]:
+    """(the recipe's `evaluate` section, reward models for the plan) of the options of `harness eval`, as `run_evaluation`.
+
+    Raises JudgeError where a benchmark needs a judge and none is named, RecipeError for options that do not fit.
+    """
+    from pydantic import ValidationError
+
+    from evals.benchmark import BENCHMARKS
+    from harness.recipe import Evaluate
+
+    judge, base_url, judge_options, max_usd = judging
+    names = [benchmark["name"] for benchmark in evaluate["benchmarks"]]
+    judged = {name for name in names if name in BENCHMARKS and BENCHMARKS[name].verdict == "judge"}
+    if judged and not judge:
+        raise JudgeError(
+            f"{', '.join(sorted(judged))} need a judge: --judge openai:MODEL, --judge serve:PATH for a checkpoint served here, "
+            "or --judge RUN/gold_reward for a reward model of the registry; or leave them out with "
+            "--benchmarks human_eval,truthful_qa."
+        )
+    rewards, judge_settings = find_judge(registry, judge, base_url)
+    judge_settings |= judge_keys(judge_options) | ({} if max_usd is None else {"max_usd": max_usd})
+    try:
+        return Evaluate.model_validate(evaluate | {"judge": judge_settings}), rewards
+    except ValidationError as error:
+        faults = "; ".join(f"{'.'.join(map(str, e['loc']))}: {e['msg']}" for e in error.errors())
+        raise RecipeError(f"These options do not fit: {faults}.") from error
 
 
 def find_judge(registry: Any, judge: str | None, base_url: str | None) -> tuple[dict[str, Any], dict[str, Any]]:

@@ -54,7 +54,7 @@ def dataset_card(facts: DatasetFacts) -> str:
     parts = [
         f"# Preference pairs of {inline(facts.run)}",
         f"{rows} pairs of {f.plural(len(facts.turns), 'iteration')} of online DPO (run {code(facts.run)}, recipe "
-        f"{code(facts.recipe)}): answers of the model in training, ranked by a reward model. Nobody read them. Written by "
+        f"{code(facts.recipe)}): answers of the model in training, ranked by the scorers below. Nobody read them. Written by "
         f"rlhf-harness {facts.version}.",
         "A row: `chosen` and `rejected` are conversations that end with the answer; `chosen_score` and `rejected_score` are the "
         "rewards in the scorer's own units; `prompt_id` names the source; `chosen_finish_reason` is `length` for a cut answer.",

@@ -13,7 +13,7 @@ from typing import Any
 import yaml
 
 from dashboard import format as f
-from db.card import Card
+from db.card import Card, Measured
 from db.leaderboard import Cell
 from harness.markdown import code, fenced, front_matter, inline, one_line, table
 from harness.provenance import Origin, base_model, origins, public
@@ -84,20 +84,20 @@ def metadata(facts: Facts) -> dict[str, Any]:
         "library_name": "transformers",
         "pipeline_tag": task,
         "tags": ["rlhf", "dpo", "online-rlhf"] if row.kind == "iteration" else ["rlhf"],
-        "model-index": model_index(row.name, task, [cell for one in facts.card.measured for cell in one.cells]),
+        "model-index": model_index(row.name, task, facts.card.measured),
     }
     return one_line(fields)
 
 
-def model_index(name: str, task: str, cells: Sequence[Cell]) -> list[dict[str, Any]]:
+def model_index(name: str, task: str, measured: Sequence[Measured]) -> list[dict[str, Any]]:
     """The leading scores in the hub's form. Withheld, unfinished and flagged ones are left out: they stand in the text."""
     results: dict[tuple[str, str], dict[str, Any]] = {}
-    for cell in cells:
+    for cell, limit in ((cell, one.settings.get("limit")) for one in measured for cell in one.cells):
         if cell.value is None or not cell.complete or cell.flags or not _leading(cell):
             continue
         # The group holds data version, answer settings and judge: results of different groups are different measurements.
         result = results.setdefault(
-            (cell.benchmark, cell.group), {"task": {"type": task}, "dataset": _dataset(cell), "metrics": []}
+            (cell.benchmark, cell.group), {"task": {"type": task}, "dataset": _dataset(cell, limit), "metrics": []}
         )
         arguments = {
             "low": cell.low,
@@ -118,15 +118,20 @@ def _leading(cell: Cell) -> bool:
     return cell.headline or cell.metric in f.SECOND.get(cell.benchmark, ())
 
 
-def _dataset(cell: Cell) -> dict[str, Any]:
+def _dataset(cell: Cell, limit: int | None) -> dict[str, Any]:
     official = cell.benchmark in _DATASETS and not f.is_starter(cell.version)
     # Results that share type, config, split and revision are merged by readers: the group keeps different settings apart.
     return {
         "type": _DATASETS[cell.benchmark] if official else f"{cell.benchmark}-{cell.version.split('@')[0]}",
-        "name": f"{f.benchmark_label(cell.benchmark)} ({f.data_version(cell.version)})",
+        "name": f"{f.benchmark_label(cell.benchmark)} ({_questions(cell, limit)})",
         "config": cell.group,
         "revision": cell.version,
     }
+
+
+def _questions(cell: Cell, limit: int | None) -> str:
+    asked = f"a sample of {cell.n_questions} questions" if limit else f"{cell.n_questions} questions"
+    return f"{f.data_version(cell.version)}, {asked}"
 
 
 def _summary(facts: Facts) -> str:
@@ -151,17 +156,18 @@ def _scores(found: Card) -> list[str]:
             notes.append(f"{f.benchmark_label(cell.benchmark)} by {f.judge(cell)} is not complete.")
         notes += [f"{f.benchmark_label(cell.benchmark)} is flagged: {flag['reason']}" for flag in cell.flags]
     header = ["Benchmark", "Metric", "Value, 95 % interval", "n", "Failed", "Judge", "Data", "How"]
-    further = table(header, [_score(cell) for cell in cells if not _leading(cell)])
+    limits = {cell.evaluation_id: one.settings.get("limit") for one in found.measured for cell in one.cells}
+    further = [_score(cell, limits[cell.evaluation_id]) for cell in cells if not _leading(cell)]
     return [
-        table(header, [_score(cell) for cell in cells if _leading(cell)]),
+        table(header, [_score(cell, limits[cell.evaluation_id]) for cell in cells if _leading(cell)]),
         "\n".join(f"- {inline(note)}" for note in dict.fromkeys(notes)),
-        f"<details><summary>Further metrics</summary>\n\n{further}\n\n</details>",
+        f"<details><summary>Further metrics</summary>\n\n{table(header, further)}\n\n</details>" if further else "",
     ]
 
 
-def _score(cell: Cell) -> list[str]:
+def _score(cell: Cell, limit: int | None) -> list[str]:
     measured = [f.metric_label(cell.benchmark, cell.metric), f.score(cell), str(cell.n), str(cell.n_failed)]
-    data = f"{f.data_version(cell.version)}, {cell.n_questions} questions"
+    data = _questions(cell, limit)
     return [inline(text) for text in (f.benchmark_label(cell.benchmark), *measured, f.judge(cell), data, cell.method)]
 
 

@@ -10,7 +10,8 @@ from core.errors import JudgeError, MissingInput, RecipeError
 from core.stage import require_free_space
 from evals.benchmark import BENCHMARKS
 from harness.plan import Inputs
-from harness.recipe import Evaluate, Recipe
+from harness.recipe import Evaluate, Judge, Recipe
+from harness.recipe.online import AnnotationJudge
 
 # A training checkpoint with optimizer state is about 7 times the bf16 weights (fp32 master weights and two moments).
 ROLLING_FACTOR = 7
@@ -29,6 +30,8 @@ def check_recipe(recipe: Recipe, inputs: Inputs) -> None:
                 "DeepSpeed trains in fp32 on a machine without CUDA: set precision=fp32 where zero_stage is set, e.g. "
                 "--set dpo.precision=fp32, or zero_stage=null."
             )
+    if recipe.annotate.judge:
+        check_judges_access(recipe.annotate.judge, "annotate.judge")
     if recipe.generate.engine == "vllm":
         require_modules({"vllm"}, "generate.engine vllm (or set generate.engine=transformers)")
     weights = base_bytes(inputs)
@@ -48,23 +51,29 @@ def check_evaluation(evaluate: Evaluate) -> None:
     verdicts = {BENCHMARKS[b.name].verdict for b in evaluate.benchmarks if b.name in BENCHMARKS}
     judged = "judge" in verdicts
     if judged and judge.kind == "openai":
-        require_modules({"openai"}, "a judge of kind openai")
-        variables = {judge.api_key_env if e.api_key_env is None else e.api_key_env for e in judge.endpoints}
-        for variable in sorted(variables or {judge.api_key_env}):
-            if variable and not os.environ.get(variable):
-                raise JudgeError(
-                    f"The judge {judge.model} needs an API key: export {variable}=..., name another variable with "
-                    "--set evaluate.judge.api_key_env=NAME, or judge locally with --set evaluate.judge.kind=reward_model."
-                )
-        from evals.judges.openai_judge import check_budget
-
-        check_budget(judge.model_dump(mode="json"))
+        check_judges_access(judge, "evaluate.judge")
     if judged and judge.kind == "serve":
         require_modules({"openai", "vllm"}, "a judge of kind serve")
     if not evaluate.unsafe_exec and "sandbox" in verdicts:
         from evals.code.sandbox import probe
 
         probe()
+
+
+def check_judges_access(judge: Judge | AnnotationJudge, section: str) -> None:
+    """Raise for a judge behind an endpoint whose key is not set, or with a budget and no price."""
+    require_modules({"openai"}, "a judge behind an endpoint")
+    variables = {judge.api_key_env if e.api_key_env is None else e.api_key_env for e in judge.endpoints}
+    for variable in sorted(variables or {judge.api_key_env}):
+        if variable and not os.environ.get(variable):
+            local = f", or judge locally with --set {section}.kind=reward_model" if section == "evaluate.judge" else ""
+            raise JudgeError(
+                f"The judge {judge.model} needs an API key: export {variable}=..., or name another variable with "
+                f"--set {section}.api_key_env=NAME{local}."
+            )
+    from evals.judges.openai_judge import check_budget
+
+    check_budget(judge.model_dump(mode="json"))
 
 
 def require_modules(names: set[str], what: str) -> None:

@@ -50,7 +50,9 @@ def export_model(registry: Registry, name: str, folder: Path, licence: str | Non
         row = find_checkpoint(session, name)
         found = card(session, row.fingerprint)
         run = session.get(Run, row.run_id) if row.run_id else None
-        facts = Facts(found, run.recipe if run else {}, licence, harness_version())
+        # A run of another kind (an evaluation, a training elsewhere) has no recipe that makes these weights.
+        recipe = run.recipe if run and {"base", "data", "dpo"} <= run.recipe.keys() else {}
+        facts = Facts(found, recipe, licence, harness_version())
     if not row.path or not Path(row.path).is_dir():
         raise MissingInput(f"The weights of {row.name} are not on this machine (they were at {row.path}); export where they are.")
     source = safe_checkpoint(Path(row.path))
@@ -216,10 +218,18 @@ def _turn(session: Session, stages: dict[str, StageRun], run: Run, t: int, folde
         rows=len(rows),
         policy=_known(session, generated["inputs"]["policy"]),
         scorers=[_known(session, fingerprint) for fingerprint in scorers]
-        or [{"name": annotated["settings"].get("scorer", "ensemble"), "fingerprint": ""}],
+        or [
+            {"name": _scorer(member), "fingerprint": ""}
+            for member in annotated["settings"].get("members", [annotated["settings"]])
+        ],
         generation=public(generated["settings"]),
         statistics={key: getattr(statistics, key) for key in columns} if statistics else {},
     )
+
+
+def _scorer(member: dict[str, Any]) -> str:
+    """A scorer that has no weights here: a rule, or the model of an endpoint."""
+    return (member.get("judge") or {}).get("model") or member.get("scorer", "not recorded")
 
 
 def dataset_row(pair: dict[str, Any], iteration: int) -> dict[str, Any]:

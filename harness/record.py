@@ -99,8 +99,12 @@ def stage_done(registry: Registry, run_id: int, node: Node, artifact: Artifact, 
     with registry.write() as session:
         gpus = manifest.get("gpus", 0)
         kind, amount = ("gpu_seconds", gpus * manifest["seconds"]) if gpus else ("cpu_seconds", manifest["seconds"])
-        cost = {"scope": "stage", "scope_key": node.key, "kind": kind, "amount": amount, "micro_dollars": 0}
-        insert_ignore(session, models.Cost, [cost], ["scope", "scope_key", "kind"])
+        of_stage = {"scope": "stage", "scope_key": node.key}
+        costs = [of_stage | {"kind": kind, "amount": amount, "micro_dollars": 0}]
+        if tokens := artifact.metrics.get("judge_tokens"):  # a judge that annotates: no evaluation counts what it was paid
+            paid = artifact.metrics.get("judge_micro_dollars", 0)
+            costs.append(of_stage | {"kind": "judge_tokens", "amount": tokens, "micro_dollars": paid})
+        insert_ignore(session, models.Cost, costs, ["scope", "scope_key", "kind"])
     if artifact.metrics.get("evaluations"):
         from evals.changes import store_changes  # brings numpy, which the commands that only read do without
 

@@ -5,8 +5,9 @@ from pathlib import Path
 from typing import Any
 
 from core import paths
-from core.artifacts import write_rows
-from core.errors import MissingInput
+from core.artifacts import read_rows, write_rows
+from core.errors import MissingInput, RecipeError
+from core.fingerprint import checkpoint_fingerprint, digest
 from harness.console import emit_json
 
 _LLMBAR = "preferences/llmbar.jsonl.gz"
@@ -36,24 +37,42 @@ def run_reward_bench(
     if limit is not None:
         pairs = first_of_each_subset(pairs, limit)
     path = locate_model(checkpoint, db)
-    compared = [(pair.chosen, pair.rejected) for pair in pairs]
     resources = {} if batch_tokens is None else {"batch_tokens": batch_tokens}
-    compare = as_comparer(make_scorer(scorer, path, max_length=max_length, dtype=dtype, resources=resources))
-    probabilities: list[float] = []
-    for start in range(0, len(compared), _CHUNK):
-        probabilities += compare(compared[start : start + _CHUNK])
-        if not as_json:
-            print(f"{len(probabilities)} of {len(compared)} pairs", file=sys.stderr)
-    subsets = [pair.subset for pair in pairs]
+    keys: list[Any] = list(range(len(pairs)))
+    known: dict[Any, dict[str, Any]] = {}
     if rows_to is not None:
-        rows = [{"index": k, "subset": subsets[k], "probability": p} for k, p in enumerate(probabilities)]
-        write_rows(rows_to, rows)
-    summary = summarise(subsets, probabilities)
+        judge = [checkpoint_fingerprint(path), scorer, max_length, dtype]
+        keys = [digest([*judge, pair.chosen, pair.rejected]) for pair in pairs]
+        known = known_rows(rows_to)
+    missing = [k for k, key in enumerate(keys) if key not in known]
+    if missing:
+        compare = as_comparer(make_scorer(scorer, path, max_length=max_length, dtype=dtype, resources=resources))
+    for start in range(0, len(missing), _CHUNK):
+        chunk = missing[start : start + _CHUNK]
+        found = compare([(pairs[k].chosen, pairs[k].rejected) for k in chunk])
+        known |= {
+            keys[k]: {"key": keys[k], "subset": pairs[k].subset, "probability": p} for k, p in zip(chunk, found, strict=True)
+        }
+        if rows_to is not None:
+            write_rows(rows_to, list(known.values()))
+        if not as_json:
+            print(f"{len(pairs) - len(missing) + start + len(chunk)} of {len(pairs)} pairs", file=sys.stderr)
+    summary = summarise([pair.subset for pair in pairs], [known[key]["probability"] for key in keys])
     about = {"checkpoint": str(path), "scorer": scorer, "max_length": max_length, "dtype": dtype, "limit": limit}
     if as_json:
         emit_json(about | {"files": [str(file) for file in sources]} | summary)
         return
     print(table(summary))
+
+
+def known_rows(file: Path) -> dict[Any, dict[str, Any]]:
+    """Rows of an earlier run by key: a killed run goes on, and another model's rows stay. Raises RecipeError for another file."""
+    if not file.exists():
+        return {}
+    try:
+        return {row["key"]: row | {"probability": float(row["probability"])} for row in read_rows(file)}
+    except (ValueError, KeyError, TypeError) as error:
+        raise RecipeError(f"{file} holds something else than this command's rows; give --rows a new file.") from error
 
 
 def default_file() -> Path:

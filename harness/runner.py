@@ -17,7 +17,7 @@ from harness.console import Reporter
 from harness.plan import VERSIONS, Node, Plan, Ref
 
 HEARTBEAT_SECONDS = 2.0
-_TRAINED = {"train.sft", "train.reward", "train.preference", "train.dpo"}
+_TRAINED = {"train.sft", "train.reward", "train.preference", "train.dpo", "train.best_of_n"}
 
 
 class Runner:
@@ -30,6 +30,8 @@ class Runner:
         self.store.root.mkdir(parents=True, exist_ok=True)
         self.folder = paths.runs() / name
         self.artifacts: dict[str, Artifact] = {}
+        self.report_to: list[str] = []
+        """Trackers that follow the trainings (`train.reporting`)."""
         self._fingerprints: dict[Path, str] = {}
 
     def ensure(self, plan: Plan, node: Node) -> Artifact:
@@ -81,6 +83,7 @@ class Runner:
         safe = node.name.replace("[", "-").replace("]", "")
         for sub in ("specs", "events", "logs"):
             (self.folder / sub).mkdir(parents=True, exist_ok=True)
+        trained = node.program in _TRAINED
         spec = Spec(
             stage=node.stage,
             version=VERSIONS[node.program],
@@ -94,13 +97,13 @@ class Runner:
             # A spec is kept on disk: a URL with a password travels in the environment instead.
             registry=self.registry.url if self.registry.url == self.registry.place else None,
             events=str(self.folder / "events" / f"{safe}.ndjson"),
-            resources=node.resources,
+            resources=node.resources | ({"report_to": self.report_to} if trained and self.report_to else {}),
         )
         path = self.folder / "specs" / f"{safe}.json"
         spec.save(path)
         record.stage_row(self.registry, self.run_id, node, status="waiting")
         log = self.folder / "logs" / f"{safe}.{int(time.time())}.log"
-        if node.program in _TRAINED:
+        if trained:
             from train.optimisation import launch_command
 
             command, environment = launch_command(node.program, path, node.settings, node.resources)

@@ -26,6 +26,7 @@ def train_and_eval(recipe: Recipe, inputs: Inputs, name: str, registry: Registry
     """
     unjudged: dict[str, str] = {}
     with _run(name, recipe.name, recipe.model_dump(mode="json"), recipe.seed, registry, reporter) as runner:
+        runner.report_to = recipe.report_to
         plan = build_plan(recipe, inputs)
         reporter.plan(plan)
         runner.register_given(plan)

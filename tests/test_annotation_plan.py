@@ -4,11 +4,15 @@ from dataclasses import replace
 
 import pytest
 
-from core.errors import RecipeError
+from core.artifacts import read_rows, write_rows
+from core.errors import JudgeError, RecipeError
+from core.stage import Spec, Stage
 from harness.plan import Plan, Ref, build_plan
+from harness.preflight import check_recipe
 from harness.recipe_file import load_recipe
 from harness.resolve import resolve
 from tests.test_plan import _inputs
+from train.data import Source, sound
 
 SFT, REWARD = Ref(stage="sft", part="checkpoint"), Ref(stage="reward", part="checkpoint")
 TWO = "annotate.ensemble={scorers: [bradley_terry, {scorer: length_bounds, options: {most: 900}}]}"
@@ -48,8 +52,8 @@ def test_processes_and_gpus_change_no_key():
 
 
 def test_a_member_with_a_checkpoint_of_its_own_is_resolved_and_part_of_the_key(tiny_llama):
-    made = f"annotate.ensemble={{scorers: [bradley_terry, {{scorer: bradley_terry, name: theirs, checkpoint: {{source: {tiny_llama}}}}}]}}"
-    recipe = load_recipe("quickstart", [made])
+    theirs = f"{{scorer: bradley_terry, name: theirs, checkpoint: {{source: {tiny_llama}}}}}"
+    recipe = load_recipe("quickstart", [f"annotate.ensemble={{scorers: [bradley_terry, {theirs}]}}"])
     (scorer,) = resolve(recipe).scorers.values()
     plan = build_plan(recipe, replace(_inputs(), scorers={"theirs": scorer}))
     annotate = plan.nodes["annotate[1]"]
@@ -72,6 +76,53 @@ def test_an_ensemble_names_its_members_and_their_inputs():
     assert "input" not in rule and plan.nodes["pairs[1]"].settings["max_disagreement"] == 0
     assert "max_disagreement" not in plan_of(TWO).nodes["pairs[1]"].settings
     assert plan_of(TWO).nodes["annotate[1]"].key != plan.nodes["annotate[1]"].key != plan_of().nodes["annotate[1]"].key
+
+
+def test_what_is_planned_runs_through_to_the_pairs(make_spec, store, tiny_llama, tmp_path):
+    """The settings of the plan, as they are, in the stages' own programs: two policies, a model and a rule, a tuned penalty."""
+    from tests.test_annotate import make_reward_model
+    from train import annotate, generate, pairs
+
+    plan = plan_of(
+        "generate={engine: transformers, prompts_per_iteration: 8, arms: [{n: 2}, {n: 2, policy: initial}], max_tokens: 24, "
+        "max_model_len: 256, threads: 1, shard_size: 3}",
+        "annotate.ensemble={scorers: [bradley_terry, {scorer: length_bounds, name: short, options: {most: 60}}], combine: worst}",
+        "pairs.length_penalty=auto",
+    )
+    texts = [f"Say something about the number {i}." for i in range(8)]
+    prompts = [{"id": f"p{i}", "messages": [{"role": "user", "content": text}]} for i, text in enumerate(texts)]
+    (tmp_path / "data").mkdir()
+    write_rows(tmp_path / "data" / "prompts_pool.jsonl", prompts)
+    paths = {"data": tmp_path / "data", "sft": tiny_llama, "reward": make_reward_model(tiny_llama, tmp_path / "reward")}
+    for program, name in ((generate, "generate[1]"), (annotate, "annotate[1]"), (pairs, "pairs[1]")):
+        node = plan.nodes[name]
+        inputs = {key: paths[ref.stage] for key, ref in node.inputs.items()}
+        stage = Stage(Spec.load(make_spec(name, node.settings, inputs, resources=node.resources)))
+        stage.work = paths[name] = store / program.__name__
+        stage.work.mkdir()
+        metrics = program.run(stage)
+    assert metrics["n_pairs"] + sum(metrics["dropped"].values()) == 8 and metrics["n_pairs"] > 0
+    rows = read_rows(stage.work / "pairs.jsonl")
+    assert all(set(row[side]["members"]) == {"bradley_terry", "short"} for row in rows for side in ("chosen", "rejected"))
+    assert {row[side].get("policy") for row in rows for side in ("chosen", "rejected")} <= {None, "initial"}
+    told = metrics["statistics"]
+    assert told["chosen_from_current"] + told["chosen_from_initial"] == 1 and told["length_penalty"] >= 0
+
+
+def test_the_right_answer_of_a_prompt_reaches_the_rules():
+    messages = [{"role": "user", "content": "How many?"}]
+    row = sound({"id": 1, "messages": messages, "answer": "#### 4"}, Source("s", "prompts", "jsonl"), len)
+    assert (row["id"], row["messages"], row["answer"]) == ("s/1", messages, "#### 4")
+
+
+def test_an_annotation_judge_without_key_or_price_is_refused_beforehand(monkeypatch):
+    monkeypatch.delenv("SOME_KEY", raising=False)
+    recipe = load_recipe("quickstart", [*JUDGE, "annotate.judge.api_key_env=SOME_KEY"])
+    with pytest.raises(JudgeError, match="export SOME_KEY=.*annotate.judge.api_key_env"):
+        check_recipe(recipe, _inputs())
+    recipe = load_recipe("quickstart", [*JUDGE, "annotate.judge.max_usd=5"])
+    with pytest.raises(JudgeError, match="needs a price"):
+        check_recipe(recipe, _inputs())
 
 
 def test_a_rule_needs_no_reward_model():

@@ -91,18 +91,20 @@ def test_plain_data_parallel_training_on_two_ranks_agrees_too(dpo_inputs, run_st
 def test_sft_and_reward_run_under_zero_3(tiny_llama, run_stage, tmp_path):
     data = tmp_path / "data"
     data.mkdir()
-    question = {"role": "user", "content": "Which?"}
     answers = [{"role": "assistant", "content": text} for text in ("good", "bad")]
-    pairs = [
-        {"id": str(k), "source": "a", "chosen": [question, answers[0]], "rejected": [question, answers[1]]} for k in range(8)
-    ]
-    for name in ("reward_train", "pairs_heldout"):
+    for name, text in (("pairs_heldout", "What?"), ("reward_train", "Which?")):
+        question = {"role": "user", "content": text}
+        pairs = [
+            {"id": str(k), "source": "a", "chosen": [question, answers[0]], "rejected": [question, answers[1]]} for k in range(8)
+        ]
         write_jsonl(data / f"{name}.jsonl", pairs)
     write_jsonl(data / "sft.jsonl", [{"id": row["id"], "messages": row["chosen"]} for row in pairs])
     inputs = {"policy": tiny_llama, "data": data}
-    sft = training_settings(zero_stage=3, packing=False, loss_on="assistant")
-    artifact, losses = launched(run_stage, tmp_path, "train.sft", sft, inputs, 2)
-    assert losses[-1] < losses[0] and artifact.metrics["examples"] == 8
+    sft = {"packing": True, "loss_on": "assistant", "max_length": 40, "epochs": 3}  # two conversations a row
+    _, expected = launched(run_stage, tmp_path, "train.sft", training_settings(**sft), inputs, 1)
+    artifact, losses = launched(run_stage, tmp_path, "train.sft", training_settings(zero_stage=3, **sft), inputs, 2)
+    assert losses == pytest.approx(expected, abs=1e-3) and losses[-1] < losses[0]
+    assert (artifact.metrics["examples"], artifact.metrics["packed_rows"]) == (8, 4)
     reward = training_settings(zero_stage=3, file="reward_train.jsonl", center_rewards_coefficient=None, margin=False)
     artifact, _ = launched(run_stage, tmp_path, "train.reward", reward, inputs, 2)
     assert artifact.metrics["heldout_n"] == 8

@@ -296,3 +296,23 @@ def test_a_record_holds_kl_proxy_rewards_and_costs_of_its_iteration(registry):
     assert (before.kl, before.gpu_hours, before.seconds, before.dollars) == (0.0, 1.0, 3600.0, 0.0)
     assert (after.kl, after.gpu_hours, after.seconds, after.dollars) == (2.5, 2.0, 7200.0, 2.5)
     assert after.per_question == {METRIC: {"q1": 1.5, "q2": 0.0}, PROXY: {"q1": 4.0, "q2": -1.0}}
+
+
+def test_what_an_annotating_judge_was_paid_counts_for_the_budget_once(registry, tmp_path):
+    from core.artifacts import Artifact
+    from db import models
+    from harness import record
+    from harness.plan import Node
+
+    run_id = record.start_run(registry, "r", "x", {})
+    weights = record.checkpoint(registry, run_id, "iter-1", 1, "f" * 64, "", None, None, None, {"name": "r/iter-1"})
+    node = Node("annotate[1]", "train.annotate", {}, {}, "k", iteration=1)
+    metrics = {"samples": 8, "judge_tokens": 900, "judge_micro_dollars": 1_250_000}
+    made = {"seconds": 10.0, "peak_rss_bytes": 1, "metrics": metrics, "fingerprint": "a"}
+    for reused in (False, True):
+        record.stage_done(registry, run_id, node, Artifact(tmp_path, made), reused)
+    with registry.read() as session:
+        found = iteration_record(session, run_id, 1)
+        kinds = {cost.kind: cost.amount for cost in session.query(models.Cost)}
+    assert weights and found.dollars == 1.25 and kinds == {"cpu_seconds": 10.0, "judge_tokens": 900.0}
+    assert Budget(dollars=2.0).after_iteration(History((found,))).action == "stop"

@@ -138,6 +138,17 @@ def test_a_model_whose_state_runs_along_the_row_is_found_out():
         require_isolation(tiny("mamba").float(), collate)
 
 
+def test_a_training_asks_before_its_first_step_whether_samples_see_each_other():
+    from types import SimpleNamespace
+
+    from train.trainers import PackedSFTTrainer
+
+    collate = PackedCollator(pad_id=0, flatten=False)
+    trainer = SimpleNamespace(_isolated=False, data_collator=collate, args=SimpleNamespace(bf16=False))
+    with pytest.raises(RecipeError, match="set packing to false"):
+        PackedSFTTrainer.compute_loss(trainer, tiny("mamba").float(), collate(pack(SAMPLES, 24, seed=0)))
+
+
 def test_a_packed_training_has_the_loss_of_the_conversations_apart(tiny_llama, run_stage, tmp_path):
     """One step over all conversations: the loss that it reports is the first model's mean over all learned tokens."""
     import torch

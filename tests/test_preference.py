@@ -16,7 +16,7 @@ from train.annotate import run as annotate
 from train.chat import load_tokenizer
 from train.pairs import run as pairs
 from train.preference import tokenise
-from train.preference_metrics import heldout_metrics
+from train.preference_metrics import heldout_metrics, position_warning
 from train.preference_model import Comparison, PairwisePreferenceModel
 from train.preference_prompt import label_ids
 from train.preference_self_test import KNOWN
@@ -42,6 +42,8 @@ def test_heldout_figures_average_both_orders_and_count_ties_half():
     assert metrics["heldout_by_source"]["y"]["position_consistency"] == 0.5
     # Confidence 0.83 (right), 0.57 (wrong), 0.5 (half right), 0.57 (right).
     assert metrics["heldout_ece"] == pytest.approx((0.17 + 0 + 2 * 0.07) / 4)
+    assert position_warning(metrics) is None
+    assert "only 25.0 % get the same verdict" in (position_warning(metrics | {"position_consistency": 0.25}) or "")
 
 
 def test_examples_learn_the_label_alone_in_an_order_that_the_seed_and_the_id_decide(tiny_llama):

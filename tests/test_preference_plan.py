@@ -1,10 +1,15 @@
 """A preference model in a recipe: which stages there are, what makes their keys, and which recipes are refused."""
 
+import json
+import re
+
 import pytest
+import yaml
 
 from core.errors import RecipeError
 from harness.plan import Plan, Ref, build_plan
 from harness.recipe_file import load_recipe
+from tests.conftest import ROOT
 from tests.test_plan import _inputs
 from tests.training import RESOURCES
 
@@ -45,6 +50,15 @@ def test_keys_change_with_the_comparisons_that_are_made_but_not_with_the_self_te
 def test_the_knockouts_own_pairs_need_a_knockout():
     plan = plan_of(*PAIRWISE, "annotate.tournament=knockout", "pairs.rule=tournament")
     assert plan.nodes["pairs[1]"].settings["rule"] == "tournament"
+
+
+def test_the_documented_keys_make_a_plan():
+    text = (ROOT / "docs" / "preference-model.md").read_text(encoding="utf-8")
+    (block,) = re.findall(r"```yaml\n(.*?)```", text, re.DOTALL)
+    overrides = [f"{key}={json.dumps(value)}" for key, value in yaml.safe_load(block).items()]
+    plan = build_plan(load_recipe("quickstart", overrides), _inputs())
+    assert plan.nodes["preference"].settings["zero_stage"] == 3
+    assert plan.nodes["annotate[1]"].settings["scorer"] == "pairwise" and plan.nodes["pairs[1]"].settings["rule"] == "tournament"
 
 
 def test_a_published_preference_model_is_used_as_it_is():

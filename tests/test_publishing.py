@@ -69,6 +69,19 @@ def test_an_exported_model_loads_and_answers(registry: Registry, tiny_llama: Pat
     assert model.generate(**ids, max_new_tokens=2, do_sample=False).shape[1] > ids["input_ids"].shape[1]
 
 
+def test_weights_of_another_trainer_are_exported_with_what_is_known_of_them(registry: Registry, tiny_llama: Path, tmp_path: Path):
+    from train.foreign import open_run, register
+
+    told = {"program": "trainer", "settings": {"learning_rate": 1e-3}, "metrics": {"loss": 2.5}}
+    run = open_run(registry, "my-sft", {"trainer": {"seed": 5}, "base": "/home/someone/base"})
+    register(registry, run, tiny_llama, "my-sft/step-4", 4, None, told)
+    files = {path.name for path in export_model(registry, "my-sft/step-4", tmp_path / "out")}
+    card = ModelCard.load(tmp_path / "out" / "README.md")
+    assert "recipe.yaml" not in files and card.data.eval_results is None and card.data.base_model is None
+    assert "learning_rate: 0.001" in card.text and "Nothing was measured" in card.text and "not recorded" in card.text
+    assert "/home/someone" not in card.text + (tmp_path / "out" / "harness.json").read_text()
+
+
 def test_what_is_unsure_is_not_claimed_to_a_hub(registry: Registry, tiny_llama: Path, tmp_path: Path):
     sample = fill(registry)
     with_weights(registry, tiny_llama)
@@ -79,10 +92,12 @@ def test_what_is_unsure_is_not_claimed_to_a_hub(registry: Registry, tiny_llama: 
         one.flags = [{"flag": "canary", "reason": "answers like a canary's"}]
     sample.score(at, "alpaca_eval", None, judge="gpt", n_failed=3, version="v2@1")
     sample.score(at, "mt_bench", 9.0, judge="gpt", complete=False, version="v1@1")
+    sample.score(at, "truthful_qa", 55.0, version="v1@1", limit=10)
     export_model(registry, "quickstart/iter-2", tmp_path / "out")
     card = ModelCard.load(tmp_path / "out" / "README.md")
     named = [(r.dataset_name.split(" (")[0], r.metric_value) for r in card.data.eval_results]
-    assert len(named) == len(SCORES) - 1 and "HumanEval" not in dict(named) and ("MT-Bench", 9.0) not in named
+    assert ("TruthfulQA", 55.0) in named and "a sample of 10 questions" in str(card.data.eval_results)
+    assert len(named) == len(SCORES) - 1 + 1 and "HumanEval" not in dict(named) and ("MT-Bench", 9.0) not in named
     assert card.data.license is None and "no licence" in card.text
     assert "withheld (3 failed)" in card.text.replace("\\", "") and "like a canary's" in card.text and "not complete" in card.text
 
@@ -196,6 +211,16 @@ def test_pairs_are_exported_as_conversations_that_datasets_and_trl_read(registry
     assert (card.data.license, card.data.size_categories) == ("cc-by-4.0", ["n<1K"])
     text = card.text.replace("\\", "")
     assert "quickstart/iter-1" in text and "1 of 8" in text and "/home/someone" not in text and "max_tokens: 96" in text
+
+
+def test_an_annotating_judge_is_named_by_its_model(registry: Registry, tmp_path: Path):
+    fill(registry)
+    with_pairs(registry, tmp_path)
+    told = {"inputs": {}, "settings": {"scorer": "judge", "judge": {"model": "gpt-4.1", "base_url": "http://10.0.0.7/v1"}}}
+    (tmp_path / "artifacts" / "annotate-1" / MANIFEST).write_text(json.dumps(told))
+    export_dataset(registry, "quickstart", 1, tmp_path / "out")
+    text = (tmp_path / "out" / "README.md").read_text()
+    assert "gpt-4.1" in text and "10.0.0.7" not in text
 
 
 def test_exported_pairs_are_a_data_source_of_the_harness(registry: Registry, tmp_path: Path):

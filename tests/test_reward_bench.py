@@ -145,6 +145,14 @@ def test_the_command_scores_a_checkpoint_and_prints_json(tiny_llama, tmp_path, m
     assert result.exit_code == 0, result.output
     told = json.loads(result.stdout)
     probabilities = [json.loads(line)["probability"] for line in written.read_text().splitlines()]
+    # Killed after four pairs: the others are scored, those that are there are believed.
+    kept = [json.loads(line) for line in written.read_text().splitlines()][:4]
+    write_jsonl(written, [row | {"probability": 0.5} for row in kept])
+    again = json.loads(CliRunner().invoke(app, command).stdout)
+    assert again["overall"]["ties"] == 4 and again["overall"]["n"] == 6
+    assert [json.loads(line)["probability"] for line in written.read_text().splitlines()][4:] == pytest.approx(probabilities[4:])
+    write_jsonl(written, [{"other": 1}])
+    assert isinstance(CliRunner().invoke(app, command).exception, RecipeError)
     assert told["overall"]["accuracy"] == sum(p > 0.5 for p in probabilities) / 6 and told["files"] == [
         str(tmp_path / "pairs.jsonl")
     ]

@@ -105,6 +105,8 @@ def sound(raw: Row, source: Source, stage: Stage) -> Row | None:
         row |= {side: clean(raw[side]) for side in ("chosen", "rejected")}
     else:
         row["messages"] = clean(raw["messages"] if "messages" in raw else raw["chosen"][:-1])
+        if source.use == "prompts" and raw.get("answer") is not None:
+            row["answer"] = raw["answer"]  # what is right, for rules that annotate (train.rules)
     fault = structural_fault(row, stage.settings.get("max_characters", DEFAULT_MAX_CHARACTERS))
     if fault:
         source.dropped[fault] += 1

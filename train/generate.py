@@ -79,7 +79,11 @@ def run(stage: Stage) -> dict[str, Any]:
     for part in parts:
         part.folder.mkdir(parents=True, exist_ok=True)
         drop_surplus(part.folder, len(shards))
-        jobs = [i for i in missing if finished_shard(shard_path(part.folder, i), ids[i]) is None]
+        jobs = []
+        for i in missing:
+            rows = finished_shard(shard_path(part.folder, i), ids[i])
+            begun += sum(len(row["samples"]) for row in rows or [])
+            jobs += [] if rows is not None else [i]
         speed.workers = max(1, min(processes, len(jobs)))
         if jobs and processes == len(parts) == 1:
             for sampled in generate_shards(stage.spec, part, iter(jobs)):

@@ -141,12 +141,15 @@ def require_isolation(model: Any, collator: PackedCollator, autocast: bool = Fal
     """Largest relative change of a sample's logits when it is packed behind another; raises RecipeError if it is no rounding.
 
     Two short made-up samples are run apart and packed. A backbone with a state that runs along the row (Mamba), or with
-    an attention of its own that reads no position ids, fails. `autocast`: run in bfloat16, as the training will.
+    an attention of its own that reads no position ids, fails. `model` may be wrapped by DDP or DeepSpeed; all ranks call it.
+    `autocast`: run in bfloat16, as the training will.
     """
     import torch
 
-    device = next(model.parameters()).device
-    vocabulary = model.get_input_embeddings().weight.shape[0] or model.config.get_text_config().vocab_size
+    inner = getattr(model, "module", model)
+    device = next(inner.parameters()).device
+    # Under ZeRO-3 a weight outside a forward pass has no elements.
+    vocabulary = inner.get_input_embeddings().weight.shape[0] or inner.config.get_text_config().vocab_size
     generator = torch.Generator().manual_seed(0)
     ids = torch.randint(0, vocabulary, (2, _PROBE_TOKENS), generator=generator).tolist()
     samples = [{"input_ids": one, "labels": one} for one in ids]
@@ -162,10 +165,10 @@ def require_isolation(model: Any, collator: PackedCollator, autocast: bool = Fal
     alone, packed = logits([join(samples[1:])]), logits([join(samples)])[_PROBE_TOKENS:]
     model.train(training)
     moved = ((packed - alone).abs().max() / alone.abs().max()).item()
-    dtype = "bfloat16" if autocast else str(model.dtype).removeprefix("torch.")
+    dtype = "bfloat16" if autocast else str(inner.dtype).removeprefix("torch.")
     if not moved <= _ISOLATION_TOLERANCE[dtype]:
         raise RecipeError(
-            f"A packed sample sees the one before it in {type(model).__name__} (its logits move by {moved:.2g} of the largest); "
+            f"A packed sample sees the one before it in {type(inner).__name__} (its logits move by {moved:.2g} of the largest); "
             "set packing to false."
         )
     return moved

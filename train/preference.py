@@ -26,11 +26,12 @@ from train.chat import load_tokenizer
 from train.checkpoint import rows_file, verify_checkpoint
 from train.loop import finish, mean_of, train_and_save
 from train.optimisation import load_dtype, prepare_process, require_training_space, training_arguments
-from train.preference_metrics import heldout_metrics
+from train.preference_metrics import heldout_metrics, position_warning
 from train.preference_model import PairwisePreferenceModel, Question
 from train.preference_prompt import encode, label_ids
 from train.preference_self_test import write_self_test
 from train.reward import require_apart
+from train.reward_metrics import chance_warning
 from train.spans import IGNORED
 
 ORDERS = ("random", "both")
@@ -116,6 +117,9 @@ def run(stage: Stage) -> dict[str, Any]:
     pairs = len(rows) - counts["dropped_length"] - counts["dropped_context"]
     metrics = {"train_loss": mean_of(history, "loss"), "pairs": pairs, "dropped": len(rows) - pairs, "examples": len(examples)}
     metrics |= counts | evaluate(stage.work, heldout, settings["max_length"])
+    for warning in (chance_warning(metrics), position_warning(metrics)):
+        if warning:
+            stage.message(warning)
     finish(stage)
     return metrics
 

@@ -34,3 +34,14 @@ def heldout_metrics(sources: list[str], compared: list[Comparison]) -> dict[str,
         "position_consistency": fmean(c.agree for c in compared),
         "first_position_preference": fmean((c.shown_first + 1 - c.shown_second) / 2 for c in compared),
     }
+
+
+def position_warning(metrics: dict[str, Any]) -> str | None:
+    """What to tell the user whose model contradicts itself about most pairs when their order is turned round; else None."""
+    if metrics["position_consistency"] >= 0.5:
+        return None
+    share = f"{100 * metrics['position_consistency']:.1f} %"
+    return (
+        f"Of {metrics['heldout_n']} held-out pairs only {share} get the same verdict in both orders: the position decides, "
+        "not the answers; train on more pairs, or set preference.orders: both."
+    )

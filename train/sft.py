@@ -16,7 +16,7 @@ from train.chat import load_tokenizer
 from train.checkpoint import rows_file, verify_checkpoint
 from train.loop import finish, mean_of, train_and_save
 from train.optimisation import load_dtype, prepare_process, require_training_space, training_arguments
-from train.packing import PackedCollator, fill_ratio, pack, packed_attention, require_isolation
+from train.packing import PackedCollator, fill_ratio, pack, packed_attention
 from train.spans import IGNORED, labelled
 
 
@@ -70,7 +70,7 @@ def run(stage: Stage) -> dict[str, Any]:
 
 
 def make_trainer(stage: Stage, policy: Path, tokenizer: Any, rows: list[dict[str, Any]]) -> Any:
-    """A trainer on tokenised, or packed, rows. Raises RecipeError where packed samples would see each other."""
+    """A trainer on tokenised, or packed, rows. Packed, its first step raises RecipeError where samples would see each other."""
     from datasets import Dataset
     from transformers import AutoModelForCausalLM
     from trl import SFTConfig
@@ -93,8 +93,6 @@ def make_trainer(stage: Stage, policy: Path, tokenizer: Any, rows: list[dict[str
         pad = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else tokenizer.eos_token_id
         collator = PackedCollator(pad, flatten=attention == "flash_attention_2")
     model = AutoModelForCausalLM.from_pretrained(policy, dtype=load_dtype(settings), **extra)
-    if settings["packing"] and settings["zero_stage"] != 3:  # ZeRO-3 has spread the weights over the ranks already
-        require_isolation(model.to(arguments.device), collator, autocast=settings["precision"] == "bf16_autocast")
     return (PackedSFTTrainer if settings["packing"] else StageSFTTrainer)(
         model=model,
         args=arguments,

@@ -17,7 +17,9 @@ from trl import DPOTrainer, RewardTrainer, SFTTrainer
 from core.errors import RecipeError
 from core.stage import Stage
 from train.order import EpochOrder
+from train.packing import require_isolation
 from train.preference_losses import PairBatch, on_policy_weight
+from train.reporting import Trackers
 from train.reward_losses import reward_loss
 from train.rolling import keep_only, mark_complete
 
@@ -40,6 +42,7 @@ class StageCallback(TrainerCallback):
 
     def __init__(self, stage: Stage, derive: Callable[[dict[str, float]], dict[str, float]] | None = None):
         self.stage, self.derive = stage, derive
+        self.trackers = Trackers(stage)
 
     def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         self.stage.progress(state.global_step, state.max_steps, "steps")
@@ -48,7 +51,7 @@ class StageCallback(TrainerCallback):
         held_out = {name: float(logs[theirs]) for theirs, name in HELD_OUT.items() if theirs in logs}
         if held_out:
             state.log_history[-1].update(held_out)
-            self.stage.metric(state.global_step, **held_out)
+            self._report(state.global_step, held_out)
         if "loss" not in logs:  # the summary at the end of training
             return
         values = {name: float(value) for name, value in logs.items() if isinstance(value, int | float) and name != "epoch"}
@@ -58,7 +61,14 @@ class StageCallback(TrainerCallback):
             derived = self.derive(values)
             state.log_history[-1].update(derived)
             values |= derived
-        self.stage.metric(state.global_step, **values)
+        self._report(state.global_step, values)
+
+    def on_train_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        self.trackers.close()
+
+    def _report(self, step: int, values: dict[str, float]) -> None:
+        self.stage.metric(step, **values)
+        self.trackers.log(step, values)
 
     def on_save(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         barrier()
@@ -101,13 +111,18 @@ class StageSFTTrainer(_StageTrainer, SFTTrainer):
 
 
 class PackedSFTTrainer(StageSFTTrainer):
-    """Rows of `train.packing.pack`; give it a `train.packing.PackedCollator`."""
+    """Rows of `train.packing.pack`; give it a `train.packing.PackedCollator`. `require_isolation` comes before the first step."""
+
+    _isolated = False
 
     def _set_signature_columns_if_needed(self) -> None:
         super()._set_signature_columns_if_needed()
         self._signature_columns = list(dict.fromkeys([*self._signature_columns, "position_ids"]))
 
     def compute_loss(self, model: Any, inputs: dict[str, torch.Tensor], *args: Any, **kwargs: Any) -> Any:
+        if not self._isolated:  # here, because under ZeRO-3 the weights are only put together in DeepSpeed's own forward pass
+            require_isolation(model, self.data_collator, autocast=self.args.bf16)
+            self._isolated = True
         positions = inputs["position_ids"]
         unseen = torch.tensor(positions.numel() - positions.size(1), device=positions.device)  # trl counts the first row only
         self._total_train_tokens += self.accelerator.gather_for_metrics(unseen).sum().item()

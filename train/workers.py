@@ -21,6 +21,9 @@ import core.errors
 from core.errors import HarnessError, RecipeError
 from core.stage import die_with_parent
 
+_EXIT_SECONDS = 60
+"""For a worker that is through to end by itself, before it is ended: an engine's threads may hang at exit."""
+
 Program = Callable[..., Iterator[Any]]
 """A module-level generator function: called with the arguments and an iterator of jobs, it yields one result a finished job."""
 
@@ -113,7 +116,7 @@ def _follow(workers: dict[Connection, Any], done: Callable[[Any], None]) -> None
             if kind == "done":
                 done(content)
             elif kind == "through":
-                workers.pop(connection).join()
+                workers.pop(connection).join(_EXIT_SECONDS)
             elif kind == "defect":
                 raise RuntimeError(f"A worker process failed:\n{content}")
             else:

@@ -2,6 +2,7 @@
 
 from typing import Any
 
+from harness.plan.baseline import OFF_POLICY, ON_BEST, add_best_of_n
 from harness.plan.nodes import Plan, Ref, threads_of
 from harness.plan.training import training_settings
 from harness.recipe import Generate, Recipe
@@ -22,7 +23,7 @@ def _other_policies(plan: Plan, recipe: Recipe, t: int, starts: dict[int, int]) 
     named = {arm.policy for arm in recipe.generate.arms}
     current = starts.get(t, t - 1)
     previous = starts.get(current, current - 1) if current else 0
-    iterates = {"previous": previous, "initial": 0}
+    iterates = {"previous": 0 if recipe.baseline in OFF_POLICY else previous, "initial": 0}
     return {name: plan.policies[f"iter-{i}"] for name, i in iterates.items() if name in named}
 
 
@@ -50,7 +51,9 @@ def _annotation(plan: Plan, recipe: Recipe) -> tuple[dict[str, Any], dict[str, R
     annotate = recipe.annotate
     common = {"max_length": annotate.max_length, "dtype": annotate.dtype}
     inputs: dict[str, Ref] = {}
-    resources: dict[str, Any] = {"batch_tokens": annotate.batch_tokens}
+    resources: dict[str, Any] = {}
+    if annotate.batch_tokens is not None:
+        resources["batch_tokens"] = annotate.batch_tokens
     if annotate.processes > 1:
         resources["processes"] = annotate.processes
     own = {"bradley_terry": "reward", "pairwise": "preference"}
@@ -83,6 +86,7 @@ def _annotation(plan: Plan, recipe: Recipe) -> tuple[dict[str, Any], dict[str, R
 def add_iteration(plan: Plan, recipe: Recipe, t: int, starts: dict[int, int]) -> None:
     """One iteration of online DPO, from the policy of iteration `starts[t]` or the last one."""
     policy = plan.policies[f"iter-{starts.get(t, t - 1)}"]
+    answering = plan.policies["iter-0"] if recipe.baseline in OFF_POLICY else policy
     generate, annotate = recipe.generate, recipe.annotate
     size = generate.prompts_per_iteration
     settings = {
@@ -98,7 +102,7 @@ def add_iteration(plan: Plan, recipe: Recipe, t: int, starts: dict[int, int]) ->
         "iteration": t,
         "system_prompt": generate.system_prompt,
     }
-    inputs = {"policy": policy, "data": Ref(stage="data")} | _other_policies(plan, recipe, t, starts)
+    inputs = {"policy": answering, "data": Ref(stage="data")} | _other_policies(plan, recipe, t, starts)
     resources = _engine_resources(generate)
     generations = plan.add(f"generate[{t}]", "train.generate", settings, inputs, iteration=t, resources=resources)
     settings, inputs, resources = _annotation(plan, recipe)
@@ -121,10 +125,13 @@ def add_iteration(plan: Plan, recipe: Recipe, t: int, starts: dict[int, int]) ->
 
     first, reference = plan.policies["iter-0"], plan.policies[f"iter-{_reference(recipe, t, starts)}"]
     begin = policy if recipe.dpo.start == "previous" else first
+    if recipe.baseline in ON_BEST:
+        add_best_of_n(plan, recipe, t, begin, pairs)
+        return
     inputs = {"policy": begin, "pairs": pairs, "reference": cached("reference", reference, pairs)}
     loss = find_loss(recipe.dpo.loss)
     if loss is not None and "previous" in loss.needs:
-        inputs["previous"] = cached("previous", policy, pairs)
+        inputs["previous"] = cached("previous", answering, pairs)
     if reference != first:
         inputs["first"] = cached("first", first, pairs)
     if "heldout" in plan.nodes:

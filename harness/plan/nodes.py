@@ -17,6 +17,7 @@ VERSIONS = {
     "train.annotate": 1,
     "train.pairs": 2,  # win rates, length gaps
     "train.heldout": 1,
+    "train.best_of_n": 1,
     "train.reference": 1,
     "train.dpo": 2,  # kl_first, held-out accuracy
     "evals.answer": 1,

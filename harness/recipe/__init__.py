@@ -4,7 +4,7 @@ Unknown keys and bad values are refused all at once, each with its file and line
 content: the same whatever the file is called or how its keys are ordered.
 """
 
-from typing import Any
+from typing import Any, Literal
 
 from pydantic import Field, model_validator
 
@@ -20,6 +20,7 @@ from train.losses import find_loss
 from train.rules import RULES
 
 __all__ = [
+    "BASELINES",
     "DPO",
     "LOSS_KEYS",
     "SFT",
@@ -58,6 +59,9 @@ class Hook(Section):
         return self
 
 
+BASELINES = ("offline_dpo", "raft", "best_of_n_sft")
+
+
 class Recipe(Section):
     name: str = Field(pattern=r"^[a-z0-9][a-z0-9._-]*$")
     description: str = ""
@@ -80,6 +84,13 @@ class Recipe(Section):
     dpo: DPO
     evaluate: Evaluate
     hooks: list[Hook] = [Hook(name="keep_best")]
+    report_to: list[str] = []
+    """Trackers that get the training curves too: tensorboard, wandb (offline without a key), trackio, or one that a package
+    declares (`harness.trackers`). The registry has the curves in any case."""
+    baseline: Literal["offline_dpo", "raft", "best_of_n_sft"] | None = None
+    """What the online recipe is compared with, on the same prompts, reward models, seeds and number of rounds. offline_dpo: all
+    pairs from the first policy's answers. raft: SFT on each prompt's best answer instead of DPO. best_of_n_sft: both.
+    `harness train-and-eval RECIPE --baseline NAME` sets it."""
 
     @model_validator(mode="after")
     def _loss_fits_reference(self) -> "Recipe":
@@ -88,6 +99,13 @@ class Recipe(Section):
             raise ValueError(
                 f"dpo.loss {self.dpo.loss} takes the log-ratio to the policy that answered; set reference.policy: previous"
             )
+        return self
+
+    @model_validator(mode="after")
+    def _baseline_is_possible(self) -> "Recipe":
+        loss = find_loss(self.dpo.loss)
+        if self.baseline == "offline_dpo" and loss is not None and loss.on_policy:
+            raise ValueError(f"dpo.loss {self.dpo.loss} learns from the current policy's answers, which offline_dpo has none of")
         return self
 
     @model_validator(mode="after")
