@@ -85,6 +85,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--limit", type=int, default=50)
     parser.add_argument("--full", action="store_true", help="all 817 questions")
+    parser.add_argument("--checkpoint", type=Path, help="a converted SmolLM2-135M-Instruct; converted anew when left out")
     parser.add_argument("--json", action="store_true", help="print the figures as one line of JSON")
     parser.add_argument("--batch-size", type=int, default=8, help="of lm-eval")
     arguments = parser.parse_args()
@@ -95,8 +96,9 @@ def main() -> None:
     rows = rows if arguments.full else rows[: arguments.limit]
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
-        checkpoint = folder / "SmolLM2-135M-Instruct"
-        convert(packaged_file(*GGUF), checkpoint)
+        checkpoint = arguments.checkpoint or folder / "SmolLM2-135M-Instruct"
+        if arguments.checkpoint is None:
+            convert(packaged_file(*GGUF), checkpoint)
         mine, my_seconds = ours(folder, checkpoint, rows)
         other, other_seconds = theirs(folder, checkpoint, rows, arguments.batch_size)
     if arguments.json:

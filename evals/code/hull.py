@@ -87,8 +87,8 @@ class Hull:
     def close(self) -> None:
         """Let the inside end, and all that is left in it with it."""
         self.control.close()
-        if self.alive:
-            os.killpg(self.process.pid, signal.SIGKILL)
+        if self.process is not None:
+            self.process.kill()  # unless `_hold` reaped it just now; what is inside dies with it (--die-with-parent)
             self.process.wait()
 
 

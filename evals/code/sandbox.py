@@ -21,6 +21,7 @@ import shutil
 import signal
 import socket
 import subprocess
+import time
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
@@ -203,12 +204,37 @@ def _kill(process: subprocess.Popen, info: int) -> None:
     all else in it, is waited for. It is never signalled by number: --die-with-parent kills it, and a number can be reused.
     """
     init = _namespace_init(info)
-    if process.poll() is None:
-        os.killpg(process.pid, signal.SIGKILL)
+    with suppress(ProcessLookupError):
+        os.killpg(process.pid, signal.SIGKILL)  # not waited for yet, so the number is its own
     process.wait()
     if init is not None:
         select.select([init], [], [], 10.0)
         os.close(init)
+    else:
+        _await_group(process.pid)
+
+
+def _await_group(group: int, seconds: float = 10.0) -> None:
+    """Wait until no process of a killed group runs: outside of a namespace nothing else tells of the last one's end.
+
+    Zombies do not count: whoever inherits them may reap them late.
+    """
+    deadline = time.monotonic() + seconds
+    while _running(group) and time.monotonic() < deadline:
+        time.sleep(0.005)
+
+
+def _running(group: int) -> bool:
+    try:
+        os.killpg(group, 0)
+    except ProcessLookupError:
+        return False
+    for entry in Path("/proc").glob("[0-9]*/stat"):
+        with suppress(FileNotFoundError, ProcessLookupError):  # ended while we looked
+            state, _, member_of = entry.read_text().rpartition(")")[2].split()[:3]
+            if int(member_of) == group and state not in "ZX":
+                return True
+    return False
 
 
 def _namespace_init(info: int) -> int | None:
