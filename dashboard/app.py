@@ -2,6 +2,7 @@
 
 import streamlit as st
 
+from dashboard.sign_in import may_enter
 from dashboard.theme import STYLE
 
 st.set_page_config(page_title="RLHF leaderboard", page_icon="📊", layout="wide", menu_items={})
@@ -22,4 +23,5 @@ page = st.navigation(
     ],
     position="top",
 )
-page.run()
+if may_enter():
+    page.run()

@@ -1,6 +1,7 @@
 """How numbers and names read, on the pages and in the terminal alike. Pure functions, text in and out."""
 
 import math
+import re
 import unicodedata
 from collections import Counter
 from collections.abc import Mapping
@@ -96,6 +97,11 @@ def visible(text: str) -> str:
     For evidence: every other character stays as it was, joiners of emoji and scripts included.
     """
     return "".join(f"⟨U+{ord(c):04X}⟩" if _moves(c) else c for c in text)
+
+
+def words(text: str) -> str:
+    """Letters, digits and the plainest marks of `text`: for the few places where Streamlit takes a text for Markdown."""
+    return re.sub(r"[^\w\s,.%-]", " ", plain(text))
 
 
 def _moves(character: str) -> bool:

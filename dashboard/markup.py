@@ -4,6 +4,7 @@ from collections import defaultdict
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from html import escape
+from urllib.parse import quote
 
 from dashboard import format as f
 from dashboard.export import footnotes
@@ -111,8 +112,16 @@ def leaderboard(board: Board, benchmark: str | None, links: bool = True) -> Mark
         bodies.append(f"<tbody>{title}{lines}</tbody>")
     table = _scroll("Leaderboard", f"<thead><tr>{''.join(head)}</tr></thead>{''.join(bodies)}", "board")
     notes = [*footnotes(board), *([CHANGES] if any(f.change(c) for line in board.lines for c in line.cells.values()) else [])]
-    notes = "".join(f"<li>{text(note)}</li>" for note in notes)
+    notes = "".join(f"<li>{text(note)}</li>" for note in notes) + (_judges(board) if links else "")
     return root(table, f'<ul class="notes">{notes}</ul>')
+
+
+def _judges(board: Board) -> str:
+    """Links to the cards of the judges whose verdicts stand in the table."""
+    groups = [group for name in board.benchmarks for group in board.groups[name]]
+    names = dict.fromkeys(group.judge for group in groups if group.judge_kind not in ("none", "sandbox", "published"))
+    cards = ", ".join(f'<a href="judges?judge={quote(f.plain(name), safe="")}">{text(name)}</a>' for name in names)
+    return f"<li>What is known of the judges: {cards}</li>" if cards else ""
 
 
 def progress(done: int | None, total: int | None, unit: str | None) -> Markup:

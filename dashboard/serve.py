@@ -1,7 +1,8 @@
 """Start the dashboard: one process, bound to this machine, with a Content-Security-Policy on every response.
 
 The policy lets the page reach nothing but its own server: even if some text of a model were rendered, it could neither
-run a script nor fetch an image from elsewhere. There is no sign-in: whoever reaches the port can read the registry.
+run a script nor fetch an image from elsewhere. Without sign-in (`dashboard.sign_in`) whoever reaches the port can read the
+registry.
 """
 
 import base64
@@ -37,7 +38,9 @@ def main(db_url: str, port: int, host: str = "127.0.0.1") -> None:
 
     shown = f"[{host}]" if ":" in host else host
     print(f"Dashboard: http://{shown}:{port}    (Ctrl+C ends it)", flush=True)
-    if host not in LOOPBACK:
+    from dashboard.sign_in import require_sign_in_can_work
+
+    if not require_sign_in_can_work() and host not in LOOPBACK:
         print(f"Bound to {host}: there is no sign-in, so everyone who reaches this port can read the registry.", flush=True)
     policy = content_security_policy(inline_scripts(Path(st.__file__).parent / "static" / "index.html"))
     st.App(APP, middleware=[Middleware(SecurityHeaders, policy=policy)]).run(config=options(host, port))

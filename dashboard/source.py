@@ -1,5 +1,6 @@
 """The registry behind the pages: one read-only engine per process, and what a page shows when there is none."""
 
+import json
 import re
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -43,7 +44,17 @@ def empty(title: str, reason: str, *commands: str) -> None:
     with st.container(border=True):
         st.html(markup.heading(title, reason))
         for command in commands:
-            st.code(command, language="bash")
+            show_command(command)
+
+
+def show_command(command: str) -> None:
+    """A command to copy. A name in it that could turn the reading direction would make it say something else than it does."""
+    st.code(f.visible(command), language="bash")
+
+
+def show_json(value: Any) -> None:
+    """Recorded settings, which may hold a stranger's names."""
+    st.code(f.visible(json.dumps(value, indent=1, ensure_ascii=False)), language="json", wrap_lines=True)
 
 
 def pick_run() -> str | None:

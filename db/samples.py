@@ -76,6 +76,18 @@ def evaluated_checkpoints(session: Session) -> list[tuple[str, str]]:
     return list(session.execute(query).tuples())
 
 
+def evaluation_states(session: Session, *fingerprints: str) -> tuple[tuple[int, str, str], ...]:
+    """(id, status, when it ended) of the evaluations of checkpoints: unchanged as long as none was made or judged anew."""
+    query = (
+        select(Evaluation.id, Evaluation.status, Evaluation.finished_at)
+        .join(AnswerSet, Evaluation.answer_set_id == AnswerSet.id)
+        .join(Checkpoint, AnswerSet.checkpoint_id == Checkpoint.id)
+        .where(Checkpoint.fingerprint.in_(fingerprints))
+        .order_by(Evaluation.id)
+    )
+    return tuple((identity, status, str(ended)) for identity, status, ended in session.execute(query))
+
+
 def evaluations(session: Session, fingerprint: str) -> list[Evaluated]:
     """The evaluations of a checkpoint, by benchmark, newest first."""
     query = _evaluated().where(Checkpoint.fingerprint == fingerprint).order_by(AnswerSet.benchmark, Evaluation.id.desc())

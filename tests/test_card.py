@@ -4,6 +4,7 @@ import pytest
 
 from core.errors import RegistryError
 from core.fingerprint import digest
+from dashboard import format as f
 from db.card import card
 from db.models import Checkpoint, Evaluation, Run, StageRun
 from db.registry import Registry
@@ -85,3 +86,9 @@ def test_the_card_says_what_it_learned_from_and_how_to_publish_it(app, registry:
     typed = [code.value for code in test.code]
     assert "harness export model quickstart/iter-2 --to out/model" in typed
     assert "harness export dataset quickstart --iteration 2 --to out/pairs" in typed
+
+
+def test_a_benchmark_s_name_is_no_markdown():
+    """The label of an expander is the one text that Streamlit would render."""
+    assert not set(f.words("![b](http://evil.example/x.png) :red[x] `c` $y$ <b> **d** _e_")) & set("![]()`$<>*:/")
+    assert f.words("TruthfulQA, written") == "TruthfulQA, written"

@@ -10,7 +10,7 @@ from dashboard import length_outcome
 from dashboard.text_diff import WORDS, side_by_side
 from db import samples
 from db.differences import Differs, differences, evaluated_differently, made_differently
-from db.models import Answer, AnswerSet, Checkpoint, Evaluation, Judgment
+from db.models import Answer, AnswerSet, Checkpoint, Evaluation, Judgment, now
 from db.registry import Registry
 from tests.sample_registry import Sample, fill
 from tests.test_dashboard import HOSTILE, TAGS, app, shown, words  # noqa: F401  (app is a fixture)
@@ -57,6 +57,18 @@ def test_without_the_marks_the_texts_stand_as_they_are(app, judged: Registry) ->
     test.toggle(key="diff").set_value(False).run()
     assert 'class="only"' not in shown(test)
     assert any(code.value.startswith("the second says yes and goes on") for code in test.code)
+
+
+def test_a_comparison_is_kept_until_one_of_the_two_is_judged_anew(app, judged: Registry) -> None:  # noqa: F811
+    test = app("compare", judged)
+    assert "+22.50" in words(shown(test))
+    with judged.write() as session:
+        for judgment in session.scalars(select(Judgment).where(Judgment.evaluation_id == 19)):
+            judgment.value = 0.3
+    assert "+22.50" in words(shown(test.run())), "what a comparison depends on has not changed its state"
+    with judged.write() as session:
+        session.get_one(Evaluation, 19).finished_at = now()
+    assert "+10.00" in words(shown(test.run()))
 
 
 def test_evaluations_that_may_not_be_compared_differ_in_named_keys(registry: Registry) -> None:

@@ -95,3 +95,8 @@ def test_two_ticked_rows_lead_to_their_comparison(app, filled: Registry) -> None
 def test_the_link_to_copy_holds_every_filter(app, filled: Registry) -> None:  # noqa: F811
     test = app("leaderboard", filled, q="iter", by="MT-Bench")
     assert any("q=iter" in code.value and "by=MT-Bench" in code.value for code in test.code)
+
+
+def test_the_notes_lead_to_the_judges_and_not_to_the_sandbox(app, filled: Registry) -> None:  # noqa: F811
+    links = re.findall(r'href="judges\?judge=([^"]*)"', shown(app("leaderboard", filled)))
+    assert links == ["gold%20reward%20model"]

@@ -1,6 +1,5 @@
 """A checkpoint's card: lineage, training, every score with the command that makes it again."""
 
-import json
 import shlex
 
 import streamlit as st
@@ -8,7 +7,7 @@ import streamlit as st
 from dashboard import format as f
 from dashboard import markup
 from dashboard.markup import Column, Markup
-from dashboard.source import empty, expected_errors, read
+from dashboard.source import empty, expected_errors, read, show_command, show_json
 from db import samples
 from db.card import Card, Measured, card
 from db.differences import flat
@@ -89,15 +88,15 @@ def _measured(found: Card, one: Measured) -> None:
     source = f"; imported from {one.provenance['source']}" if one.provenance.get("source") else ""
     columns = [Column("Metric"), Column("Value", numeric=True), Column("n", numeric=True), Column("Failed", numeric=True)]
     columns.append(Column("How", wide=True))
-    with st.expander(f"{f.benchmark_label(head.benchmark)}: every metric, and the commands that make and export it"):
+    with st.expander(f"{f.words(f.benchmark_label(head.benchmark))}: every metric, and the commands that make and export it"):
         st.html(
             markup.heading(f.benchmark_label(head.benchmark), f"judge: {f.judge(head)}; {head.n_questions} questions{source}")
         )
         st.html(markup.plain_table(head.benchmark, columns, [_cell(cell) for cell in cells]))
         for command in commands(found, one, head):
-            st.code(command, language="bash")
+            show_command(command)
         identity = {"settings": one.settings, "judge": one.judge_config} | ({"source": one.provenance} if one.provenance else {})
-        st.code(json.dumps(identity, indent=1, ensure_ascii=False), language="json", wrap_lines=True)
+        show_json(identity)
 
 
 def _head(one: Measured) -> Cell:
@@ -151,12 +150,12 @@ def _provenance(found: Card) -> None:
                     rows = [[key, "none" if value is None else str(value)] for key, value in flat(provenance[title])]
                     st.html(markup.plain_table(title.capitalize(), [Column("Key"), Column("Value", wide=True)], rows))
         with st.expander("All that is recorded"):
-            st.code(json.dumps(provenance, indent=1, ensure_ascii=False), language="json", wrap_lines=True)
+            show_json(provenance)
     typed = _publish(found)
     if typed:
         st.header("Publish", anchor=False)
         for command in typed:
-            st.code(command, language="bash")
+            show_command(command)
 
 
 def _sources(found: Card) -> list[Markup]:

@@ -6,7 +6,7 @@ from dashboard import format as f
 from dashboard import markup
 from dashboard.machine import doctor
 from dashboard.markup import Column, Markup
-from dashboard.source import empty, expected_errors, read
+from dashboard.source import empty, expected_errors, read, show_command
 from db import views
 from db.health import registry_findings
 from db.models import now
@@ -38,7 +38,7 @@ def _registry() -> None:
     st.html(_table("This registry", [(one.check, one.state, one.found, one.fix) for one in found]))
     for one in found:
         if one.fix.startswith("harness "):
-            st.code(one.fix, language="bash")
+            show_command(one.fix)
 
 
 # Kept for all visitors: a page that anyone may open must not start a process at each visit.

@@ -44,6 +44,9 @@ def page() -> None:
         series = read(views.iteration_curves, run)
         if series:
             st.header("Scores", anchor=False)
+            st.caption(
+                "With 95 % bands. Short dashes: the first policy; long ones: an offline baseline from it, where there is one."
+            )
             draw_iterations(series)
         else:
             empty("No scores yet", "No policy of this run has been evaluated so far; the Runs page shows where it stands.")
@@ -85,6 +88,8 @@ def _training(curves: Curves) -> None:
     loops = [(stage, metrics) for stage, metrics in curves.items() if stage.startswith("dpo[")]
     panels = [(title, _traces(loops, names)) for title, names in _DPO.items()]
     before = [(title, [(stage, curves[stage])]) for stage, title in _BEFORE.items() if stage in curves]
+    on_best = [(stage, metrics) for stage, metrics in curves.items() if stage.startswith("best_of_n[")]
+    panels += [("Best-of-n SFT loss", _traces(on_best, {"loss": "loss"}))]
     panels += [(title, _traces(stages, {"loss": "loss"})) for title, stages in before]
     panels = [(title, traces) for title, traces in panels if traces]
     if not panels:

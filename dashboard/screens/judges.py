@@ -1,13 +1,12 @@
 """A judge's card: how far it agrees with people, what it leans to, what canaries get from it, what it cost."""
 
-import json
 import shlex
 
 import streamlit as st
 
 from dashboard import format as f
 from dashboard import judge_tables, markup
-from dashboard.source import empty, expected_errors, read
+from dashboard.source import empty, expected_errors, read, show_json
 from db import costs, views
 from db.judges import JudgeCard, judge_names, judging_checkpoint
 
@@ -53,6 +52,13 @@ def _card(name: str) -> None:
             ]
         )
     )
+    if judged:
+        st.page_link(
+            "screens/leaderboard.py",
+            label="Its rows on the leaderboard",
+            icon=":material/leaderboard:",
+            query_params={"judge": name},
+        )
     st.header("Agreement", anchor=False)
     rows = {row["dataset"]: row for card in cards for row in card.calibrations}
     if rows:
@@ -79,7 +85,7 @@ def _card(name: str) -> None:
         for card in cards:
             label = f.benchmark_label(card.benchmark) if card.benchmark else "Calibrations only"
             st.html(markup.heading(label))
-            st.code(json.dumps(card.config, indent=1, ensure_ascii=False), language="json", wrap_lines=True)
+            show_json(card.config)
 
 
 def _agreement(cards: list[JudgeCard]) -> str:

@@ -69,7 +69,7 @@ def _filters(rows: list[Row], runs: list[str]) -> Chosen:
             address = (st.context.url or "").partition("?")[0]
             query = urlencode([(name, value) for name in st.query_params for value in st.query_params.get_all(name)])
             st.caption("This page as it stands, with every filter.")
-            st.code(f"{address}?{query}" if query else address, language=None, wrap_lines=True)
+            st.code(f.visible(f"{address}?{query}" if query else address), language=None, wrap_lines=True)
         with st.popover("Compare two", icon=":material/compare_arrows:"):
             _compare(kept)
     found = {name for row in kept for name in row.evaluations}
@@ -140,7 +140,7 @@ def _table(chosen: Chosen) -> None:
         table = comparable(table)
         hidden -= len(table.lines)
         if hidden:
-            st.caption(f"{f.plural(hidden, 'checkpoint')} hidden: not comparable in {_column(benchmark or '')}.")
+            st.caption(f"{f.plural(hidden, 'checkpoint')} hidden: not comparable in {f.words(_column(benchmark or ''))}.")
     st.html(markup.leaderboard(_page_of(table), benchmark))
     kept = {line.row.checkpoint_id for line in table.lines}
     shown = [_shown(row, set(table.benchmarks)) for row in rows if row.checkpoint_id in kept]
