@@ -31,7 +31,7 @@ RelativePath = Annotated[str, AfterValidator(_stays_inside)]
 
 
 class _Part(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True)
+    model_config = ConfigDict(extra="forbid", frozen=True)
 
 
 class Upstream(_Part):

@@ -14,8 +14,6 @@ from evals.benchmark import Benchmark, Question, ScoreRow
 from evals.code.extraction import Extracted
 from evals.code.plus import PlusTask, read_plus
 from evals.code.sandbox import Program
-from evals.scoring import percentage
-from evals.statistics import standard_error
 
 KS = (1, 10, 100)
 """Values of k that are reported where every task has that many samples, as in openai/human-eval `evaluation.py`."""
@@ -66,6 +64,9 @@ def pass_rows(verdicts: Verdicts, prefix: str, headline: bool = False) -> list[S
 
     Interval: Wilson where each task has one sample, else bootstrap over tasks. Raises ValueError for no tasks.
     """
+    from evals.scoring import percentage  # numpy: not before the programs run, beside an idle core
+    from evals.statistics import standard_error
+
     counts = [len(samples) for samples in verdicts.values()]
     rows = []
     for k in (k for k in KS if k <= min(counts)):

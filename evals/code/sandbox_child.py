@@ -280,8 +280,8 @@ def limit(cpu_seconds):
         handle.write("1000")
 
 
-def prctl(option, value):
-    """prctl(2), without the half of the start-up time that importing ctypes takes. Raises OSError."""
+def _libc_prctl():
+    """prctl(2) of libc, without the half of the start-up time that importing ctypes takes."""
     import _ctypes
 
     class Int(_ctypes._SimpleCData):
@@ -291,7 +291,15 @@ def prctl(option, value):
         _flags_ = _ctypes.FUNCFLAG_CDECL
         _restype_ = Int
 
-    if Function(_ctypes.dlsym(_ctypes.dlopen(None, 0), "prctl"))(option, value, 0, 0, 0) != 0:
+    return Function(_ctypes.dlsym(_ctypes.dlopen(None, 0), "prctl"))
+
+
+_PRCTL = _libc_prctl()  # made once in a hull: its children have it by being forked
+
+
+def prctl(option, value):
+    """prctl(2). Raises OSError."""
+    if _PRCTL(option, value, 0, 0, 0) != 0:
         raise OSError(f"prctl({option}, {value}) failed")
 
 

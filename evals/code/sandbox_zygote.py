@@ -4,7 +4,7 @@
 
 It is root of the hull's user namespace (bubblewrap's), has imported what is slow to import, and knows neither programs nor
 tests. A request on CONTROL_FD is one packet: the CPU seconds, and a socket. The child is PID 1 of a new PID namespace,
-takes new mount, IPC, network and user namespaces, a fresh /proc, /tmp, /dev/shm and /dev/pts, gives up every capability and
+takes new mount, IPC, network and user namespaces, a fresh /proc, /tmp and /dev/shm, gives up every capability and
 the right to make user namespaces, and goes on as `sandbox_child.serve` on that socket. The answer, on the same socket, is
 `Z` with a pidfd of the child, whose end is the end of all its descendants. Namespaces and mounts: the order of
 containers/bubblewrap 0.8, `bubblewrap.c`.
@@ -19,15 +19,14 @@ import sys
 
 MS_RDONLY, MS_NOSUID, MS_NODEV, MS_NOEXEC, MS_REMOUNT, MS_BIND, MS_REC, MS_PRIVATE = 1, 2, 4, 8, 32, 4096, 16384, 1 << 18
 CLONE_NEWNS, CLONE_NEWIPC, CLONE_NEWUSER, CLONE_NEWPID, CLONE_NEWNET = 0x20000, 0x08000000, 0x10000000, 0x20000000, 0x40000000
-PR_CAPBSET_READ, PR_CAPBSET_DROP, PR_SET_NO_NEW_PRIVS, PR_CAP_AMBIENT, PR_CAP_AMBIENT_CLEAR_ALL = 23, 24, 38, 47, 4
+PR_SET_NO_NEW_PRIVS, PR_CAP_AMBIENT, PR_CAP_AMBIENT_CLEAR_ALL = 38, 47, 4
 CAPABILITY_VERSION_3 = 0x20080522
+MNT_DETACH = 2
 SIOCGIFFLAGS, SIOCSIFFLAGS, IFF_UP = 0x8913, 0x8914, 1
 KEYCTL = {"x86_64": 250, "aarch64": 219}
 KEYCTL_JOIN_SESSION_KEYRING = 1
 
 libc = ctypes.CDLL(None, use_errno=True)
-CAPABILITIES = next(n for n in range(1000) if libc.prctl(PR_CAPBSET_READ, n, 0, 0, 0) < 0)
-"""How many this kernel knows."""
 
 
 def call(name, *arguments):
@@ -74,7 +73,6 @@ def contain(uid, writable_bytes):
             mount(None, path, None, MS_BIND | MS_REMOUNT | MS_RDONLY | MS_NOSUID | MS_NODEV | MS_NOEXEC)
     for path in ("/tmp", "/dev/shm"):
         mount("tmpfs", path, "tmpfs", MS_NOSUID | MS_NODEV, f"mode=0755,size={writable_bytes}")
-    mount("devpts", "/dev/pts", "devpts", MS_NOSUID | MS_NOEXEC, "newinstance,ptmxmode=0666,mode=620")
     loopback()
     os.chdir("/tmp")
     call("unshare", CLONE_NEWUSER)
@@ -89,9 +87,7 @@ def contain(uid, writable_bytes):
 
 
 def give_up():
-    """No capability now, none by running a file later."""
-    for capability in range(CAPABILITIES):
-        call("prctl", PR_CAPBSET_DROP, capability, 0, 0, 0)
+    """No capability now, and none by running a file later: no file's bits count any more, so the bounding set need not go."""
     call("prctl", PR_CAP_AMBIENT, PR_CAP_AMBIENT_CLEAR_ALL, 0, 0, 0)
     call("capset", (ctypes.c_uint32 * 2)(CAPABILITY_VERSION_3, 0), (ctypes.c_uint32 * 6)())
     call("prctl", PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0)
@@ -121,6 +117,7 @@ def main(serve, control_fd, uid, writable_bytes, modules):
     control = _socket.socket(fileno=control_fd)
     own_pids = os.open("/proc/self/ns/pid", os.O_RDONLY)
     mount(None, "/", None, MS_REC | MS_PRIVATE)
+    call("umount2", b"/dev/pts", MNT_DETACH)  # terminals would be shared by all programs
     for name in modules:
         __import__(name)
     gc.collect()
