@@ -1,6 +1,7 @@
 """Arms, ensembles, rules and judges in a recipe: what the plan makes of them, what makes a key, and what is refused."""
 
 from dataclasses import replace
+from types import SimpleNamespace
 
 import pytest
 
@@ -111,7 +112,9 @@ def test_what_is_planned_runs_through_to_the_pairs(make_spec, store, tiny_llama,
 
 def test_the_right_answer_of_a_prompt_reaches_the_rules():
     messages = [{"role": "user", "content": "How many?"}]
-    row = sound({"id": 1, "messages": messages, "answer": "#### 4"}, Source("s", "prompts", "jsonl"), len)
+    row = sound(
+        {"id": 1, "messages": messages, "answer": "#### 4"}, Source("s", "prompts", "jsonl"), SimpleNamespace(settings={})
+    )
     assert (row["id"], row["messages"], row["answer"]) == ("s/1", messages, "#### 4")
 
 
