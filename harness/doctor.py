@@ -116,13 +116,16 @@ def _data() -> Finding:
 
 
 def _registry(url: str) -> Finding:
+    from sqlalchemy import make_url
+
     from db import Registry
 
+    shown = make_url(url).render_as_string(hide_password=True)
     if url.startswith("sqlite:///") and not Path(url.removeprefix("sqlite:///")).exists():
-        return Finding("registry", "ok", f"{url} (made by the first run)")
+        return Finding("registry", "ok", f"{shown} (made by the first run)")
     try:
         registry = Registry.open(url, readonly=True)
     except HarnessError as error:
         return Finding("registry", "fail", str(error), "harness db upgrade, or another --db")
     registry.close()
-    return Finding("registry", "ok", url)
+    return Finding("registry", "ok", shown)
