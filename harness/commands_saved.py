@@ -4,8 +4,6 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import typer
-from rich.console import Console
-from rich.text import Text
 
 from core.errors import RecipeError
 from harness.console import emit_json
@@ -19,6 +17,9 @@ def print_rescored(benchmark: str, files: Sequence[Path], given: Mapping[str, st
     if as_json:
         emit_json(saved_work.as_json(benchmark, evaluations, notes))
         return
+    from rich.console import Console
+    from rich.text import Text
+
     console = Console()
     console.print(saved_work.as_table(benchmark, evaluations))
     for note in saved_work.all_notes(evaluations, notes):
@@ -106,4 +107,6 @@ def print_comparison(checkpoint: str, other: str | None, as_json: bool, db: str 
     if as_json:
         emit_json(comparing.as_json(found))
     else:
+        from rich.console import Console
+
         Console().print(comparing.as_table(found))

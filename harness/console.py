@@ -5,17 +5,6 @@ import sys
 import time
 from typing import TYPE_CHECKING, Any
 
-from rich.console import Console
-from rich.progress import (
-    BarColumn,
-    MofNCompleteColumn,
-    Progress,
-    SpinnerColumn,
-    TextColumn,
-    TimeElapsedColumn,
-    TimeRemainingColumn,
-)
-
 if TYPE_CHECKING:
     from core.artifacts import Artifact
     from harness.plan import Node, Plan
@@ -43,6 +32,8 @@ class Reporter:
     """Plain lines; the base of the other two."""
 
     def __init__(self) -> None:
+        from rich.console import Console  # slow to import, and --json needs none of it
+
         self.console = Console(stderr=False, highlight=False, soft_wrap=True)
         self._last: dict[str, float] = {}
 
@@ -85,6 +76,16 @@ class BarReporter(Reporter):
 
     def __init__(self) -> None:
         super().__init__()
+        from rich.progress import (
+            BarColumn,
+            MofNCompleteColumn,
+            Progress,
+            SpinnerColumn,
+            TextColumn,
+            TimeElapsedColumn,
+            TimeRemainingColumn,
+        )
+
         self._bars = Progress(
             SpinnerColumn(),
             TextColumn("{task.description:<20}"),

@@ -6,15 +6,15 @@ the form that is printed.
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
-
-from rich.table import Table
-from rich.text import Text
+from typing import TYPE_CHECKING, Any
 
 from core.errors import MissingInput, RecipeError
 from evals.benchmark import ScoreRow
 from evals.formats.saved import FORMATS, SavedEvaluation, SavedFormat, get_format
 from harness.data import benchmark_files
+
+if TYPE_CHECKING:
+    from rich.table import Table
 
 _SUFFIXES = (".json", ".jsonl", ".json.gz", ".jsonl.gz", ".csv")
 
@@ -114,8 +114,11 @@ def metric_fields(row: ScoreRow) -> dict[str, Any]:
     }
 
 
-def as_table(name: str, evaluations: Sequence[SavedEvaluation]) -> Table:
+def as_table(name: str, evaluations: Sequence[SavedEvaluation]) -> "Table":
     """One line per model and metric."""
+    from rich.table import Table  # slow to import, and --json needs none of it
+    from rich.text import Text
+
     table = Table(box=None, pad_edge=False, header_style="bold", title=name, title_justify="left")
     table.add_column("model", overflow="fold")
     table.add_column("metric", no_wrap=True)
