@@ -14,6 +14,7 @@ from harness.recipe_file import load_recipe
 from harness.resolve import resolve
 from tests.test_plan import _inputs
 from train.data import Source, sound
+from train.readers import READERS
 
 SFT, REWARD = Ref(stage="sft", part="checkpoint"), Ref(stage="reward", part="checkpoint")
 TWO = "annotate.ensemble={scorers: [bradley_terry, {scorer: length_bounds, options: {most: 900}}]}"
@@ -110,8 +111,10 @@ def test_what_is_planned_runs_through_to_the_pairs(make_spec, store, tiny_llama,
     assert told["chosen_from_current"] + told["chosen_from_initial"] == 1 and told["length_penalty"] >= 0
 
 
-def test_the_right_answer_of_a_prompt_reaches_the_rules():
+def test_the_right_answer_of_a_prompt_reaches_the_rules(tmp_path):
     messages = [{"role": "user", "content": "How many?"}]
+    write_rows(tmp_path / "prompts.jsonl", [{"id": 1, "messages": messages, "answer": "#### 4"}])
+    (raw,) = READERS["jsonl"]([tmp_path / "prompts.jsonl"])
     row = sound(
         {"id": 1, "messages": messages, "answer": "#### 4"}, Source("s", "prompts", "jsonl"), SimpleNamespace(settings={})
     )

@@ -35,9 +35,10 @@ def read_objects(path: Path) -> list[Any]:
 
 
 def standard(files: list[Path]) -> Iterator[Row]:
-    """Rows that are in the standard form already; a missing id becomes the row number."""
+    """Rows that are in the standard form already; a missing id becomes the row number. A prompt may have its `answer`."""
+    kept = ("messages", "chosen", "rejected", "answer")
     for number, row in enumerate(row for file in files for row in read_objects(file)):
-        yield {"id": str(row.get("id", number))} | {key: row[key] for key in ("messages", "chosen", "rejected") if key in row}
+        yield {"id": str(row.get("id", number))} | {key: row[key] for key in kept if key in row}
 
 
 _HH_TURN = re.compile(r"\n\n(Human|Assistant):")
