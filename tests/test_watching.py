@@ -194,6 +194,8 @@ def test_ctrl_c_ends_a_watch_cleanly(tiny_llama: Path, registry: Registry, tmp_p
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
+        # a shell starts background jobs with SIGINT ignored, and children inherit it
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
     )
     try:
         assert json.loads(process.stdout.readline())["event"] == "registered"
