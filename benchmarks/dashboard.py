@@ -83,8 +83,10 @@ def places(checkpoints: int) -> dict[str, tuple[str, str]]:
         "checkpoint": ("checkpoint", ""),
         "samples": ("samples", f"evaluation={last}"),
         "samples, the next page": ("samples", f"evaluation={last}&after=50"),
+        "judges": ("judges", ""),
         "runs": ("runs", "run=synthetic-1"),
         "costs": ("costs", ""),
+        "health": ("health", ""),
     }
 
 

@@ -182,7 +182,9 @@ def status(
 @app.command(epilog="Examples: harness dashboard --port 8600   |   harness dashboard --demo")
 def dashboard(
     port: Annotated[int, typer.Option(help="Port on 127.0.0.1.")] = 8501,
-    host: Annotated[str, typer.Option(help="Address to bind; the page has no sign-in of its own.")] = "127.0.0.1",
+    host: Annotated[
+        str, typer.Option(help="Address to bind; whoever reaches it can read all, unless docs/dashboard.md's sign-in is set up.")
+    ] = "127.0.0.1",
     demo: Annotated[bool, typer.Option("--demo", help="Show a bundled registry: a quickstart of this project.")] = False,
     db: Database = None,
 ) -> None:

@@ -26,7 +26,12 @@ _DPO = {
     "Reward accuracy": {"rewards/accuracies": "accuracy"},
     "Length of the answers, tokens": {"tokens/chosen": "chosen", "tokens/rejected": "rejected"},
 }
-_BEFORE = {"sft": "SFT loss", "reward": "Reward model loss", "gold_reward": "Gold reward model loss"}
+_BEFORE = {
+    "sft": "SFT loss",
+    "reward": "Reward model loss",
+    "preference": "Preference model loss",
+    "gold_reward": "Gold reward model loss",
+}
 
 
 def page() -> None:
