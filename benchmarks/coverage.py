@@ -20,7 +20,8 @@ from pathlib import Path
 
 import numpy as np
 
-from evals.statistics import mean_interval, paired_difference, wilson
+from evals.closed_form import wilson
+from evals.statistics import mean_interval, paired_difference
 
 Array = np.ndarray
 Sampler = Callable[[np.random.Generator, int], tuple[Array, Array]]

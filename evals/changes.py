@@ -15,8 +15,9 @@ from db.models import AnswerSet, Checkpoint, Evaluation
 from db.registry import Registry
 from db.values import question_values
 from evals.benchmark import BENCHMARKS
+from evals.closed_form import holm
 from evals.comparison import verdict
-from evals.statistics import Difference, holm, paired_difference
+from evals.statistics import Difference, paired_difference
 
 Pair = tuple[Evaluation, Evaluation, Checkpoint, AnswerSet]
 """(evaluation, the parent's, the parent, the answer set of the first)."""

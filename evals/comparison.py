@@ -4,7 +4,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Literal
 
-from evals.statistics import Difference, holm, paired_difference
+from evals.closed_form import holm
+from evals.statistics import Difference, paired_difference
 
 Verdict = Literal["IMPROVED", "REGRESSED", "NO EVIDENCE", "UNDERPOWERED"]
 

@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 
 from evals.benchmark import MAX_FAILED, ScoreRow
-from evals.statistics import failure_bounds, mean_interval, standard_error, wilson
+from evals.closed_form import failure_bounds, standard_error, wilson
 
 
 def percentage(metric: str, values: Sequence[float | None], *, headline: bool = False, proportion: bool = False) -> ScoreRow:
@@ -21,6 +21,8 @@ def percentage(metric: str, values: Sequence[float | None], *, headline: bool = 
         low, high = wilson(sum(known), len(known))
         value, method, error = sum(known) / len(known), "Wilson interval over questions", standard_error(known)
     else:
+        from evals.statistics import mean_interval  # numpy: proportions do without
+
         interval = mean_interval(known, support=(0.0, 1.0))
         value, low, high, method, error = interval.value, interval.low, interval.high, interval.method, interval.stderr
     return ScoreRow(metric, 100 * value, _percent(low), _percent(high), method, stderr=_percent(error), **common)

@@ -1,4 +1,4 @@
-"""Intervals, paired tests and bounds. Pure, vectorised, seeded; numpy only, so that the dashboard may use it too.
+"""Resampled intervals and paired tests. Pure, vectorised, seeded; numpy only, so that the dashboard may use it too.
 
 What is resampled is the prompt (the cluster), never the judgment: two games or two turns of one prompt are not
 independent, and treating them so makes intervals too narrow (Arena-Hard's gpt-4-0613: 35.3 to 40.4 by battle, 33.9 to
@@ -14,8 +14,9 @@ from statistics import NormalDist
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
+from evals.closed_form import CONFIDENCE, minimum_detectable_effect, t_quantile, wilson
+
 RESAMPLES = 10_000
-CONFIDENCE = 0.95
 
 # Resampled clusters held in memory at once: 4M indices and their float64 values, 48 MiB at most.
 _CHUNK = 4_000_000
@@ -82,33 +83,6 @@ def mean_interval(
     return Interval(value, low, high, f"question bootstrap (BCa), {resamples} resamples", _ratio_error(totals, masses))
 
 
-def standard_error(values: ArrayLike) -> float | None:
-    """Standard error of the mean (ddof 1); None for fewer than two values."""
-    v = np.asarray(values, dtype=float)
-    return float(v.std(ddof=1) / math.sqrt(len(v))) if len(v) > 1 else None
-
-
-def wilson(k: float, n: int, confidence: float = CONFIDENCE) -> tuple[float, float]:
-    """Wilson score interval of a proportion k / n (Wilson 1927), both in [0, 1]. Raises ValueError unless 0 <= k <= n, n > 0."""
-    if n <= 0 or not 0 <= k <= n:
-        raise ValueError(f"{k} of {n} is not a proportion")
-    z = NormalDist().inv_cdf(0.5 + confidence / 2)
-    p = k / n
-    centre = (p + z * z / (2 * n)) / (1 + z * z / n)
-    half = z / (1 + z * z / n) * math.sqrt(p * (1 - p) / n + z * z / (4 * n * n))
-    return max(0.0, centre - half), min(1.0, centre + half)
-
-
-def failure_bounds(total: float, n: float, failed: float, low: float, high: float) -> tuple[float, float]:
-    """(worst, best) mean if the `failed` items, of weight 1 each, had all been `low`, or all `high`.
-
-    `total` is the sum of the `n` (weight of) items that did not fail. Raises ValueError when there are no items at all.
-    """
-    if n + failed <= 0:
-        raise ValueError("no items")
-    return (total + failed * low) / (n + failed), (total + failed * high) / (n + failed)
-
-
 def paired_difference(
     a: ArrayLike,
     b: ArrayLike,
@@ -136,26 +110,6 @@ def paired_difference(
     p = _sign_flip_p(totals, resamples, seed)
     mde = minimum_detectable_effect(_ratio_error(totals, masses))
     return Difference(value, low, high, p, mde, count)
-
-
-def minimum_detectable_effect(error: float, power: float = 0.8, alpha: float = 1 - CONFIDENCE) -> float:
-    """Smallest true difference that a two-sided test at `alpha` finds with probability `power`, from its standard error.
-
-    (z_{1 - alpha/2} + z_power) x error, the usual normal approximation: 2.80 standard errors by default.
-    """
-    normal = NormalDist()
-    return (normal.inv_cdf(1 - alpha / 2) + normal.inv_cdf(power)) * error
-
-
-def holm(p_values: Sequence[float]) -> list[float]:
-    """Holm's step-down adjustment (Holm 1979): adjusted p values in the order given, controlling the family-wise error."""
-    m = len(p_values)
-    adjusted = [0.0] * m
-    running = 0.0
-    for rank, index in enumerate(sorted(range(m), key=lambda i: p_values[i])):
-        running = max(running, min(1.0, (m - rank) * p_values[index]))
-        adjusted[index] = running
-    return adjusted
 
 
 def _cluster_sums(
@@ -220,18 +174,6 @@ def bca_ends(
 
     low, high = np.percentile(draws, [100 * level(-wide), 100 * level(wide)])
     return float(low), float(high)
-
-
-def t_quantile(p: float, freedom: int) -> float:
-    """Quantile of Student's t (Abramowitz and Stegun 26.7.5; below 1e-4 of the quantile's size from 10 degrees of freedom)."""
-    z = NormalDist().inv_cdf(p)
-    terms = (
-        (z**3 + z) / 4,
-        (5 * z**5 + 16 * z**3 + 3 * z) / 96,
-        (3 * z**7 + 19 * z**5 + 17 * z**3 - 15 * z) / 384,
-        (79 * z**9 + 776 * z**7 + 1482 * z**5 - 1920 * z**3 - 945 * z) / 92160,
-    )
-    return z + sum(term / freedom**power for power, term in enumerate(terms, 1))
 
 
 def _resampled_ratios(totals: NDArray[np.float64], masses: NDArray[np.float64], resamples: int, seed: int) -> NDArray[np.float64]:

@@ -8,8 +8,6 @@ import errno
 import gzip
 import hashlib
 import os
-import urllib.error
-import urllib.request
 from pathlib import Path
 
 from core.errors import DiskFull, HashMismatch, MissingInput
@@ -54,6 +52,9 @@ def download(
 
 def _stream(url: str, part: Path, target: Path) -> str:
     """Write the body of `url` to `part`; return its sha256 (hex)."""
+    import urllib.error  # slow to import, and most runs find their files here
+    import urllib.request
+
     request = urllib.request.Request(url, headers={"User-Agent": "rlhf-harness"})
     token = hub_token() if url.startswith(hub_endpoint() + "/") else None
     if token:

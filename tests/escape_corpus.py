@@ -49,6 +49,7 @@ CORPUS = {
     "connects to the machine": "import socket; socket.create_connection(('127.0.0.1', {port}), timeout=1)",
     "asks a name server": "import socket; socket.getaddrinfo('example.com', 80)",
     "opens a raw socket": "import socket; socket.socket(socket.AF_INET, socket.SOCK_RAW, 1)",
+    "changes its network's settings": "open('/proc/sys/net/ipv4/ip_default_ttl', 'w').write('1')",
     "sees the machine's network": "import os; assert len(os.listdir('/sys/class/net')) > 1",
     "abstract unix sockets": "import socket\ns = socket.socket(socket.AF_UNIX)\ns.connect(b'\\0' + {mark}.encode())",
     "makes a user namespace": "import ctypes\nassert ctypes.CDLL(None).unshare(0x10000000) == 0",

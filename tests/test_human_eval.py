@@ -13,11 +13,11 @@ from core.errors import SandboxUnavailable
 from core.fingerprint import checkpoint_fingerprint
 from db.models import Answer, Evaluation, Judge, Judgment, Score
 from evals import records
+from evals.closed_form import wilson
 from evals.code import sandbox
 from evals.code.code_benchmark import pass_at_k
 from evals.code.extraction import extract
 from evals.code.human_eval import HumanEval, HumanEvalPrefill, instruct, packaged_problems
-from evals.statistics import wilson
 
 PROMPT = 'import math\n\ndef area(r):\n    """Area of a circle."""\n'
 

@@ -165,6 +165,41 @@ def test_a_hull_that_ended_is_started_anew():
     assert sandbox.run_program("x = 1").passed and hull.current() is not first
 
 
+def test_a_network_that_is_used_again_holds_nothing_of_the_last_program():
+    program = """
+import os, socket, time
+for family, address in ((socket.AF_INET, ("127.0.0.1", 4242)), (socket.AF_UNIX, "\\0somebody")):
+    try: socket.socket(family).connect(address)
+    except ConnectionRefusedError: pass
+    else: raise RuntimeError("the last program still listens")
+server = socket.create_server(("127.0.0.1", 4242))
+named = socket.socket(socket.AF_UNIX)
+named.bind("\\0somebody")
+named.listen()
+socket.create_connection(("127.0.0.1", 4242)).sendall(b"x")
+assert server.accept()[0].recv(1) == b"x"
+assert sorted(line.split(":")[0].strip() for line in open("/proc/net/dev").read().splitlines()[2:]) == ["lo"]
+try: open("/proc/sys/net/ipv4/ip_default_ttl", "w")
+except OSError: pass
+else: raise RuntimeError("a setting of the network can be changed")
+if os.fork() == 0: time.sleep(600)
+"""
+    outcomes = sandbox.run_many([program] * 12, timeout=5.0)
+    assert [o.detail for o in outcomes if not o.passed] == []
+
+
+def test_children_made_ahead_serve_programs_of_that_time_limit_only():
+    if not sandbox.nests():
+        pytest.skip("namespaces do not nest on this machine")
+    made = hull.current()
+    made.make_ahead(2)
+    assert sandbox.run_program("x = 1", timeout=9.0).passed and len(made._ready) == 2
+    assert sandbox.run_program("x = 1", timeout=hull.READY_TIMEOUT).passed and len(made._ready) == 1
+    inside = made.process.pid
+    hull.close()
+    assert not Path(f"/proc/{inside}").exists() and sandbox.run_program("x = 1").passed
+
+
 def test_where_namespaces_do_not_nest_each_program_has_a_bubblewrap(monkeypatch: pytest.MonkeyPatch):
     def refused(*_):
         """A mock: a kernel that refuses nested namespaces cannot be had on demand."""

@@ -8,17 +8,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy import stats
 
-from evals.statistics import (
-    bca_ends,
-    failure_bounds,
-    holm,
-    mean_interval,
-    minimum_detectable_effect,
-    paired_difference,
-    standard_error,
-    t_quantile,
-    wilson,
-)
+from evals.closed_form import failure_bounds, holm, minimum_detectable_effect, standard_error, t_quantile, wilson
+from evals.statistics import bca_ends, mean_interval, paired_difference
 
 # Whole numbers: a spread of 1e-60 is none after a shift.
 NUMBERS = st.lists(st.integers(-100, 100), min_size=2, max_size=60)

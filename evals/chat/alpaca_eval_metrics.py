@@ -13,7 +13,8 @@ from numpy.typing import NDArray
 from evals.benchmark import ScoreRow
 from evals.chat.length_control import Fit, Gamed, fold_layout, length_controlled
 from evals.chat.length_control_bootstrap import RESAMPLES, length_controlled_interval
-from evals.statistics import failure_bounds, mean_interval, standard_error
+from evals.closed_form import failure_bounds, standard_error
+from evals.statistics import mean_interval
 
 Array = NDArray[np.float64]
 

@@ -14,7 +14,8 @@ from numpy.typing import ArrayLike
 
 from evals.benchmark import ScoreRow
 from evals.chat.style_control import Battles, Estimates, Fit, Version, differences, fit
-from evals.statistics import failure_bounds, mean_interval
+from evals.closed_form import failure_bounds
+from evals.statistics import mean_interval
 
 STRONG = 3
 """Rows that a strong verdict counts for (`show_result.py`, WEIGHT)."""

@@ -17,8 +17,9 @@ from typing import Any
 import numpy as np
 
 from evals.benchmark import Message, Question, ScoreRow, read_jsonl, require_asset, sample
+from evals.closed_form import failure_bounds
 from evals.judges.judge import Judge, JudgedBenchmark, Key, Prompt, Reading, Reply, Task, fill, split_failed
-from evals.statistics import failure_bounds, mean_interval
+from evals.statistics import mean_interval
 from evals.verdict import Verdict
 
 LOWEST, HIGHEST = 1, 10

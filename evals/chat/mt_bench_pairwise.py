@@ -21,8 +21,9 @@ import numpy as np
 from core.errors import MissingInput
 from evals.benchmark import Question, ScoreRow, read_jsonl, require_asset, sample
 from evals.chat.mt_bench import NEEDS_REFERENCE, PARAMETERS, MTBench, judge_templates
+from evals.closed_form import failure_bounds
 from evals.judges.judge import Judge, Key, Prompt, Reading, Reply, Task, fill
-from evals.statistics import failure_bounds, mean_interval
+from evals.statistics import mean_interval
 from evals.verdict import Verdict
 
 WIN, TIE, LOSS = 1.0, 0.5, 0.0

@@ -64,8 +64,8 @@ def pass_rows(verdicts: Verdicts, prefix: str, headline: bool = False) -> list[S
 
     Interval: Wilson where each task has one sample, else bootstrap over tasks. Raises ValueError for no tasks.
     """
+    from evals.closed_form import standard_error
     from evals.scoring import percentage  # numpy: not before the programs run, beside an idle core
-    from evals.statistics import standard_error
 
     counts = [len(samples) for samples in verdicts.values()]
     rows = []

@@ -2,6 +2,9 @@
 
 `sandbox_zygote.py` is its inside. One hull serves all threads of this process; it ends with it. Starting an interpreter and
 bubblewrap for each program took three quarters of the time of scoring short ones (`benchmarks/human_eval.py`).
+
+Only the process that waits inside serves several programs. No program can see, signal or freeze it: each is in a PID and a
+user namespace below its own.
 """
 
 import array
@@ -12,6 +15,7 @@ import select
 import signal
 import socket
 import subprocess
+from collections import deque
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from functools import cache
@@ -21,19 +25,22 @@ from threading import Event, Lock, Thread
 from evals.code import bubblewrap
 from evals.code.sandbox_report import STARTUP_SECONDS, StartFailed
 
-SLOW_MODULES = (
+COMMON_MODULES = (
     "typing",
     "re",
     "collections",
     "functools",
-    "hashlib",
+    "math",
     "random",
-    "datetime",
-    "decimal",
-    "fractions",
-    "statistics",
+    "copy",
+    "string",
+    "itertools",
+    "heapq",
+    "operator",
 )
-"""Slow to import and common in programs and tests: a hull imports them once."""
+"""What most programs and tests import: a hull imports it once. Each further module makes every fork slower."""
+READY_TIMEOUT = 3.0
+"""Seconds that a program may run in a child made ahead (`Hull.make_ahead`): HumanEval's and MBPP's."""
 _lock = Lock()
 _running: "Hull | None" = None
 
@@ -48,9 +55,35 @@ class Hull:
         started = Event()
         # --die-with-parent means the thread that starts it: this one lives as long as the hull
         Thread(target=self._hold, args=(theirs, started), daemon=True, name="sandbox-hull").start()
+        self._ready: deque[socket.socket] = deque()
         started.wait()
         if self._failure is not None:
             raise StartFailed(str(self._failure))
+
+    def ask(self, timeout: float) -> socket.socket:
+        """The socket on which a new child for a program of `timeout` seconds will report. Raises OSError."""
+        ours, theirs = socket.socketpair()
+        try:
+            rights = [(socket.SOL_SOCKET, socket.SCM_RIGHTS, array.array("i", [theirs.fileno()]))]
+            self.control.sendmsg([_cpu_seconds(timeout)], rights)
+        except BaseException:
+            ours.close()
+            raise
+        finally:
+            theirs.close()
+        return ours
+
+    def make_ahead(self, count: int) -> None:
+        """Ask for children for programs that are not known yet. Raises OSError."""
+        for _ in range(count):
+            self._ready.append(self.ask(READY_TIMEOUT))
+
+    def child(self, timeout: float) -> socket.socket:
+        """One made ahead, where it fits, else a new one. Raises OSError."""
+        if _cpu_seconds(timeout) == _cpu_seconds(READY_TIMEOUT):
+            with suppress(IndexError):
+                return self._ready.popleft()
+        return self.ask(timeout)
 
     def _hold(self, theirs: socket.socket, started: Event) -> None:
         try:
@@ -59,7 +92,7 @@ class Hull:
                 start = (
                     f"import marshal, os; code = os.pread({source}, {len(_code())}, 0); os.close({source}); "
                     f"zygote, child = marshal.loads(code); exec(child); serve_one = serve; exec(zygote); "
-                    f"main(serve_one, {theirs.fileno()}, {uid}, {bubblewrap.WRITABLE_BYTES}, {SLOW_MODULES!r})"
+                    f"main(serve_one, {theirs.fileno()}, {uid}, {bubblewrap.WRITABLE_BYTES}, {COMMON_MODULES!r})"
                 )
                 self.process = subprocess.Popen(
                     [*bubblewrap.around_many(), "--", bubblewrap.python(), "-I", "-S", "-c", start],
@@ -87,6 +120,8 @@ class Hull:
     def close(self) -> None:
         """Let the inside end, and all that is left in it with it."""
         self.control.close()
+        for link in self._ready:
+            link.close()
         if self.process is not None:
             self.process.kill()  # unless `_hold` reaped it just now; what is inside dies with it (--die-with-parent)
             self.process.wait()
@@ -119,16 +154,12 @@ def child(timeout: float) -> Iterator[socket.socket]:
 
     Raises StartFailed when the hull is gone or cannot contain a child.
     """
-    ours, theirs = socket.socketpair()
+    try:
+        ours = current().child(timeout)
+    except OSError as error:
+        raise StartFailed(f"the hull is gone: {error}") from None
     pidfd = None
     try:
-        try:
-            rights = [(socket.SOL_SOCKET, socket.SCM_RIGHTS, array.array("i", [theirs.fileno()]))]
-            current().control.sendmsg([str(int(timeout) + 2).encode()], rights)
-        except OSError as error:
-            raise StartFailed(f"the hull is gone: {error}") from None
-        finally:
-            theirs.close()
         pidfd, said = _pidfd(ours)
         if said:
             raise StartFailed(said)
@@ -140,6 +171,11 @@ def child(timeout: float) -> Iterator[socket.socket]:
                 signal.pidfd_send_signal(pidfd, signal.SIGKILL)
             select.select([pidfd], [], [], 10.0)  # PID 1 of a namespace ends after all else in it
             os.close(pidfd)
+
+
+def _cpu_seconds(timeout: float) -> bytes:
+    """The limit of processor time, in the form of a request: more than a program can use that ends in time."""
+    return str(int(timeout) + 2).encode()
 
 
 def _pidfd(link: socket.socket) -> tuple[int, str]:

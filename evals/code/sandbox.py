@@ -87,17 +87,20 @@ def probe() -> str:
 def nests() -> bool:
     """Whether sandboxes can be made within one hull here, checked by running one program in one."""
     try:
-        return _run(Program(""), 10.0, hull.child(10.0), nullcontext()).passed
+        return _run(Program(""), hull.READY_TIMEOUT, hull.child(hull.READY_TIMEOUT), nullcontext()).passed
     except (OSError, StartFailed):
         return False
 
 
-def prepare() -> None:
-    """Start, on the side, what the first program would wait for; a failure is left for `probe` to explain."""
+def prepare(ahead: int = 32) -> None:
+    """Start, on the side, what the first program would wait for, and make sandboxes for so many.
+
+    A failure is left for `probe` to explain.
+    """
 
     def start() -> None:
         with suppress(StartFailed, OSError):
-            hull.current()
+            hull.current().make_ahead(ahead)
 
     Thread(target=start, daemon=True).start()
 
@@ -258,7 +261,7 @@ def _namespace_init(info: int) -> int | None:
 def _imports(program: Program) -> tuple[str, ...]:
     """Slow modules that both code and tests may import: imported once, before the sandbox's two processes part."""
     words = set(re.findall(r"^\s*(?:from|import)\s+(\w+)", f"{program.given}\n{program.tests}\n{program.code}", re.MULTILINE))
-    return tuple(name for name in hull.SLOW_MODULES if name in words)
+    return tuple(name for name in hull.COMMON_MODULES if name in words)
 
 
 @cache

@@ -276,8 +276,9 @@ def limit(cpu_seconds):
         hard = resource.getrlimit(what)[1]
         most = most if hard == resource.RLIM_INFINITY else min(most, hard)
         resource.setrlimit(what, (most, most))
-    with open("/proc/self/oom_score_adj", "w") as handle:
-        handle.write("1000")
+    handle = os.open("/proc/self/oom_score_adj", os.O_WRONLY)
+    os.write(handle, b"1000")
+    os.close(handle)
 
 
 def _libc_prctl():

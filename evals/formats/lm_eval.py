@@ -15,9 +15,9 @@ from typing import Any
 
 from core.errors import MissingInput, RecipeError
 from evals.benchmark import Question, ScoreRow, get_benchmark, read_text
+from evals.closed_form import standard_error, wilson
 from evals.formats.saved import PublishedScore, SavedAnswer, SavedEvaluation, SavedOutputs, Stored, read_rows
 from evals.scoring import percentage
-from evals.statistics import standard_error, wilson
 from evals.verdict import Verdict
 
 JUDGE = "metrics"

@@ -15,11 +15,11 @@ from typing import Any
 
 from core.errors import RecipeError
 from evals.benchmark import Question
+from evals.closed_form import standard_error
 from evals.formats.lm_eval import benchmark_of, metrics_of
 from evals.formats.saved import Stored, write_text
 from evals.knowledge.lm_tasks import mmlu_categories
 from evals.knowledge.tasks import pooled_standard_error
-from evals.statistics import standard_error
 
 
 @dataclass(frozen=True)

@@ -13,12 +13,12 @@ from typing import Any
 
 from core.errors import MissingInput, RecipeError
 from evals.benchmark import Question, ScoreRow
+from evals.closed_form import standard_error
 from evals.formats.saved import PublishedScore, SavedAnswer, SavedEvaluation, SavedOutputs, Stored, read_rows, write_text
 from evals.knowledge.text_overlap import METRICS, SETTINGS, libraries, overlap
 from evals.knowledge.truthful_qa import TruthfulQA, mc1, mc2
 from evals.knowledge.truthful_qa_generation import TruthfulQAGeneration, score_row, strip_a
 from evals.scoring import percentage
-from evals.statistics import standard_error
 from evals.verdict import Verdict
 
 Row = dict[str, Any]

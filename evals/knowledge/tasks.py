@@ -14,9 +14,9 @@ from typing import Any, ClassVar
 import numpy as np
 
 from evals.benchmark import Benchmark, Question, ScoreRow, read_jsonl, require_asset, sample
+from evals.closed_form import standard_error
 from evals.knowledge.lm_tasks import CATEGORIES, FEWSHOT_SEED, LocalTask, lm_eval_version, mmlu_categories
 from evals.scoring import percentage
-from evals.statistics import standard_error
 
 
 class KnowledgeBenchmark(Benchmark):

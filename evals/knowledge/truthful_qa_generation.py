@@ -17,10 +17,11 @@ import numpy as np
 
 from core.errors import MissingInput
 from evals.benchmark import Benchmark, Message, Question, ScoreRow, read_text, require_asset, sample
+from evals.closed_form import failure_bounds, standard_error
 from evals.knowledge.text_overlap import METRICS, SETTINGS, libraries, overlap
 from evals.knowledge.truthful_qa import primed_open
 from evals.scoring import percentage
-from evals.statistics import failure_bounds, mean_interval, standard_error
+from evals.statistics import mean_interval
 
 STOP = "\n\n"
 AS_LM_EVAL = "lm_eval_"
