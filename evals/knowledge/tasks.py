@@ -6,6 +6,7 @@ numbers of shots are the paper's (arXiv 2405.07863, table 6: 8, 5, 25); lm-eval'
 """
 
 import math
+from abc import abstractmethod
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -38,9 +39,9 @@ class KnowledgeBenchmark(Benchmark):
     max_gen_toks: ClassVar[int | None] = None
     """Tokens that an answer may have (lm-eval's default 256); None where nothing is generated."""
 
+    @abstractmethod
     def tasks(self, files: Mapping[str, Path]) -> dict[str, LocalTask]:
         """Task name -> task with all its rows."""
-        raise NotImplementedError
 
     def question_id(self, task: str, doc_id: int, row: Mapping[str, Any]) -> str:
         """The question's name in the registry, from lm-eval's task, its document number, and the row."""
