@@ -25,7 +25,9 @@ if TYPE_CHECKING:
 _TABLES = """
 CREATE TABLE IF NOT EXISTS reward (key BLOB PRIMARY KEY, value REAL NOT NULL) WITHOUT ROWID;
 CREATE TABLE IF NOT EXISTS reply (key TEXT PRIMARY KEY, body TEXT NOT NULL);
-CREATE TABLE IF NOT EXISTS spent (run TEXT PRIMARY KEY, calls INTEGER, tokens INTEGER, micro_dollars INTEGER);
+CREATE TABLE IF NOT EXISTS charged (
+    run TEXT, scorer TEXT, calls INTEGER, tokens INTEGER, micro_dollars INTEGER, PRIMARY KEY (run, scorer)
+) WITHOUT ROWID;
 """
 _BUSY_SECONDS = 120
 _AT_ONCE = 500
@@ -107,10 +109,14 @@ def reward_key(identity: str, ids: tuple[int, ...]) -> bytes:
 
 
 class ReplyStore:
-    """A judge's replies and what a run has spent on them (`evals.judges.cache.Replies`): kept and charged in one transaction."""
+    """A judge's replies and what they cost (`evals.judges.cache.Replies`): kept and charged in one transaction.
 
-    def __init__(self, cache: AnnotationCache, run: str):
-        self.cache, self.run = cache, run
+    `scorer` says on whose behalf the run pays: a stage's key and a name in it, so that a stage which was killed and
+    resumed still knows what all its attempts have spent.
+    """
+
+    def __init__(self, cache: AnnotationCache, run: str, scorer: str):
+        self.cache, self.run, self.scorer = cache, run, scorer
 
     def find(self, key: str) -> dict[str, Any] | None:
         with self.cache._connected() as connection:
@@ -118,18 +124,25 @@ class ReplyStore:
         return None if row is None else json.loads(row[0])
 
     def buy(self, place: "Place", cost: "Charge", key: str | None = None, completion: "Completion | None" = None) -> None:
-        spent = (self.run, 1, cost.tokens_in + cost.tokens_out, cost.micro_dollars)
+        charge = (self.run, self.scorer, 1, cost.tokens_in + cost.tokens_out, cost.micro_dollars)
         with self.cache.writing() as connection:
             if completion is not None:
                 connection.execute("INSERT OR IGNORE INTO reply VALUES (?, ?)", (key, json.dumps(completion.body)))
             connection.execute(
-                "INSERT INTO spent VALUES (?, ?, ?, ?) ON CONFLICT (run) DO UPDATE SET calls = calls + excluded.calls, "
+                "INSERT INTO charged VALUES (?, ?, ?, ?, ?) ON CONFLICT (run, scorer) DO UPDATE SET calls = calls + 1, "
                 "tokens = tokens + excluded.tokens, micro_dollars = micro_dollars + excluded.micro_dollars",
-                spent,
+                charge,
             )
 
-    def spent(self) -> tuple[int, int, int]:
-        """(calls, tokens, micro-dollars) of this run so far, all attempts together."""
+    def spent_by_run(self) -> int:
+        """Micro-dollars of this run so far, all scorers together."""
         with self.cache._connected() as connection:
-            row = connection.execute("SELECT calls, tokens, micro_dollars FROM spent WHERE run = ?", (self.run,)).fetchone()
+            query = "SELECT COALESCE(SUM(micro_dollars), 0) FROM charged WHERE run = ?"
+            return connection.execute(query, (self.run,)).fetchone()[0]
+
+    def spent(self) -> tuple[int, int, int]:
+        """(calls, tokens, micro-dollars) of this scorer so far, all attempts together."""
+        with self.cache._connected() as connection:
+            query = "SELECT calls, tokens, micro_dollars FROM charged WHERE run = ? AND scorer = ?"
+            row = connection.execute(query, (self.run, self.scorer)).fetchone()
         return row or (0, 0, 0)

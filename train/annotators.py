@@ -58,7 +58,7 @@ def make_annotator(spec: Spec, member: dict[str, Any]) -> Annotator:
     if kind == "rule":
         return RuleAnnotator(member)
     if kind == "judge":
-        return JudgeAnnotator(member, spec.resources.get("judge", {}), cache_of(spec), spec.run)
+        return JudgeAnnotator(member, spec.resources.get("judge", {}), cache_of(spec), spec.run, f"{spec.key}/{member['name']}")
     given = spec.inputs.get(member.get("input") or "")
     scorer = make_scorer(
         member["scorer"],
@@ -144,18 +144,16 @@ class RuleAnnotator:
 class JudgeAnnotator:
     """An LLM judge behind an endpoint, see `train.judge_scorer`."""
 
-    def __init__(self, member: dict[str, Any], resources: dict[str, Any], cache: AnnotationCache, run: str):
+    def __init__(self, member: dict[str, Any], resources: dict[str, Any], cache: AnnotationCache, run: str, scorer: str):
         from train.judge_scorer import JudgeScorer
 
         settings = member["judge"] | {key: member[key] for key in ("tournament", "seed") if key in member}
-        self.judge = JudgeScorer(settings, resources, cache, run)
-        self.before = self.judge.replies.spent()
+        self.judge = JudgeScorer(settings, resources, cache, run, scorer)
 
     @property
     def counts(self) -> dict[str, int]:
-        now = self.judge.replies.spent()
-        names = ("judge_calls", "judge_tokens", "judge_micro_dollars")
-        return {name: after - before for name, before, after in zip(names, self.before, now, strict=True)}
+        """Of all attempts of the stage: what a killed one paid for is not lost from the bill."""
+        return dict(zip(("judge_calls", "judge_tokens", "judge_micro_dollars"), self.judge.replies.spent(), strict=True))
 
     def annotate(self, generations: Rows) -> Rows:
         texts = [[sample["text"] for sample in row["samples"]] for row in generations]

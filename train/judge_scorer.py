@@ -101,12 +101,13 @@ class _Asked:
 
 class JudgeScorer:
     """`settings`: mode (grade | compare), tournament (compare), criteria (None: `CRITERIA`), max_tokens, and those of
-    `evals.judges.openai_judge.OpenAIJudge`; its transport's keys come in `resources`. `run`: whose spending the budget counts.
+    `evals.judges.openai_judge.OpenAIJudge`; its transport's keys come in `resources`. `run`: whose spending the budget counts;
+    `scorer`: see `ReplyStore`.
 
     Raises JudgeError for a judge without key or price.
     """
 
-    def __init__(self, settings: Mapping[str, Any], resources: Mapping[str, Any], cache: AnnotationCache, run: str):
+    def __init__(self, settings: Mapping[str, Any], resources: Mapping[str, Any], cache: AnnotationCache, run: str, scorer: str):
         from evals.judges.openai_judge import OpenAIJudge
 
         if settings["mode"] not in MODES:
@@ -115,8 +116,8 @@ class JudgeScorer:
         self.tournament: str = settings.get("tournament") or "round_robin"
         self.asked = _Asked(self.mode, settings.get("criteria") or CRITERIA, settings["max_tokens"])
         self.judge = OpenAIJudge(dict(resources) | dict(settings))
-        self.replies = ReplyStore(cache, run)
-        self.judge.budget.spent = self.replies.spent()[2]
+        self.replies = ReplyStore(cache, run, scorer)
+        self.judge.budget.spent = self.replies.spent_by_run()
         self.seed: int = settings.get("seed", 0)
 
     def annotate(self, prompts: list[list[Message]], answers: list[list[str]]) -> list[Judged]:
