@@ -80,12 +80,12 @@ class Hub(_Part):
 
 class Entry(_Part):
     name: str
-    kind: Literal["preferences", "prompts", "questions"]
+    kind: Literal["preferences", "prompts", "sft", "questions"]
     licence: str
     source: str
     note: str = ""
     reader: str | None = None
-    """Name in `train.readers.READERS`; preferences and prompts only."""
+    """Name in `train.readers.READERS`; all kinds but questions."""
     benchmark: str | None = None
     variant: str | None = None
     """Questions only: the benchmark and which of its data variants this is."""

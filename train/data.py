@@ -2,26 +2,35 @@
 
     python -m train.data SPEC.json
 
-Guarantees: no prompt is in two splits; near-duplicate prompts are one prompt; the order of every file depends on the
-seed and the rows' ids alone; every row that was read is either written or counted in card.json under the rule that
-dropped it.
+Guarantees: no prompt is in two splits, nor is one that was found to be like it; no training prompt is near one that policies
+or reward models are tested on; the order of every file depends on the seed and the rows' ids alone; every row that was read
+is either written or counted in card.json under the rule that dropped it. README.md is the card for people.
+
+Order: structure and thresholds, pairs per prompt, limit, contamination, duplicates, weights, splits, repeats.
 """
 
 import json
 from collections import Counter
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
 from core.artifacts import write_durably, write_rows
 from core.errors import RecipeError
 from core.fingerprint import file_sha256
-from core.seeds import derive_seed
 from core.stage import Stage, main
-from train.contamination import QuestionIndex, question_texts, report
-from train.filters import PromptIndex, context_text, structural_fault
+from train.contamination import BenchmarkIndex, question_texts, report
+from train.data_card import count_by_characters, describe_file, render, statistics
+from train.filters import DEFAULT_MAX_CHARACTERS, LAST_ROLE, scores_of, structural_fault, threshold_fault, token_fault
+from train.mixing import at_most_per_prompt, in_seeded_order, repeated, weighted
+from train.near_duplicates import PromptIndex
 from train.readers import CONTAMINATES, READERS
+from train.splits import Files, held_out_groups, prompt_text, remove_like_held_out, split, system_text, verify
 
-DEFAULT_MAX_CHARACTERS = 20_000
+NEAR_DUPLICATES = 0.8
+EXAMPLES = 50
+_ORDER = {"preferences": 0, "prompts": 1, "sft": 2}
+_DUPLICATE = {"prompts": "duplicate_prompt", "preferences": "duplicate_pair", "sft": "duplicate_conversation"}
 Row = dict[str, Any]
 
 
@@ -32,65 +41,102 @@ class Source:
     name: str
     use: str
     reader: str
+    filters: dict[str, Any] = field(default_factory=dict)
     read: int = 0
     dropped: Counter[str] = field(default_factory=Counter)
     kept: int = 0
+    statistics: dict[str, float] = field(default_factory=dict)
 
     def card(self) -> dict[str, Any]:
-        card = {"use": self.use, "reader": self.reader, "read": self.read, "dropped": dict(self.dropped), "kept": self.kept}
+        card = {"use": self.use, "reader": self.reader, "read": self.read, "dropped": dict(+self.dropped), "kept": self.kept}
+        card |= {"filters": self.filters, "statistics": self.statistics}
         return card | ({"contaminates": CONTAMINATES[self.reader]} if self.reader in CONTAMINATES else {})
 
 
 def run(stage: Stage) -> dict[str, Any]:
-    """Write the six row files and card.json; return counts per file and drops per rule."""
-    settings = stage.settings
-    sources, rows = read_sources(stage)
-    contamination = decontaminate(stage, sources, rows)
-    preferences, prompts = deduplicate(sources, rows)
-    files = split(preferences, prompts, settings["splits"], settings["seed"])
-    for source in sources:
-        source.kept = sum(row["source"] == source.name for row in [*preferences, *prompts])
+    """Write the six row files, card.json and README.md; return counts per file and drops per rule."""
+    settings, seed = stage.settings, stage.settings["seed"]
+    count_tokens, unit = token_counter(stage)
+    sources, rows = read_sources(stage, count_tokens)
+    by_name = {source.name: source for source in sources}
+    contamination = decontaminate(stage, by_name, rows)
+    rows, alike = deduplicate(stage, by_name, rows)
+    rows = weigh(settings["sources"], by_name, rows, seed)
+    files = split_uses(rows, by_name, settings["splits"], seed)
+    files, leaked = remove_like_held_out(files, alike["threshold"])
+    alike["like_held_out"] = len(leaked)
+    verify(files)
+    close_books(rows, by_name, files, leaked, count_tokens)
+    repeats = {described["name"]: described.get("repeat", 1) for described in settings["sources"]}
     described = {}
     for name, content in files.items():
-        write_rows(stage.work / name, content)
-        by_source = dict(Counter(row["source"] for row in content if "source" in row))
-        described[name] = {"rows": len(content), "sha256": file_sha256(stage.work / name), "by_source": by_source}
-    card = {"sources": {s.name: s.card() for s in sources}, "files": described, "contamination": contamination}
+        if name in ("sft.jsonl", "reward_train.jsonl", "gold_train.jsonl"):
+            content = repeated(content, repeats, seed)
+        write_rows(stage.work / name, [{key: value for key, value in row.items() if key != "group"} for row in content])
+        described[name] = describe_file(content, file_sha256(stage.work / name))
+    card = {
+        "sources": {source.name: source.card() for source in sources},
+        "files": described,
+        "contamination": contamination,
+        "near_duplicates": alike,
+        "statistics_in": unit,
+    }
     write_durably(stage.work / "card.json", json.dumps(card, indent=1, ensure_ascii=False, sort_keys=True))
-    drops: Counter[str] = Counter()
-    for source in sources:
-        drops.update(source.dropped)
-    return {name.removesuffix(".jsonl"): len(content) for name, content in files.items()} | {"dropped": dict(drops)}
+    write_durably(stage.work / "README.md", render(card, "Data card"))
+    drops = sum((source.dropped for source in sources), Counter())
+    return {name.removesuffix(".jsonl"): about["rows"] for name, about in described.items()} | {"dropped": dict(drops)}
 
 
-def read_sources(stage: Stage) -> tuple[list[Source], list[Row]]:
-    """All structurally sound rows in the order of the recipe, with "source" and an id that is unique over all."""
+def token_counter(stage: Stage) -> tuple[Callable[[str], int], str]:
+    """(tokens of a text, what they are counted by): the input `tokenizer` where there is one, else characters."""
+    if "tokenizer" not in stage.spec.inputs:
+        return count_by_characters, "estimated as characters / 4"
+    from transformers import AutoTokenizer
+
+    tokenizer = AutoTokenizer.from_pretrained(stage.input("tokenizer"))
+    by = f"counted by the tokenizer {stage.spec.inputs['tokenizer']['fingerprint'][:12]}"
+    return lambda text: len(tokenizer(text, add_special_tokens=False).input_ids), by
+
+
+def read_sources(stage: Stage, count_tokens: Callable[[str], int]) -> tuple[list[Source], list[Row]]:
+    """All rows that pass their source's rules, in the order of the recipe, with "source" and an id unique over all.
+
+    Raises RecipeError for a source that gives no row at all: it is used as what it is not.
+    """
     sources, rows = [], []
+    seed = stage.settings["seed"]
     for described in stage.settings["sources"]:
-        source = Source(described["name"], described["use"], described["reader"])
+        source = Source(described["name"], described["use"], described["reader"], described.get("filters", {}))
         if source.reader not in READERS:
             raise RecipeError(f"Reader {source.reader!r} is not known; use one of {', '.join(READERS)}.")
         if source.name in (other.name for other in sources):
             raise RecipeError(f"Two sources are named {source.name!r}; rename one.")
         files = [stage.input(name) for name in described["files"]]
-        kept = [
-            row for raw in READERS[source.reader](files, **described.get("options", {})) if (row := sound(raw, source, stage))
-        ]
-        kept = in_seeded_order(kept, stage.settings["seed"], "limit")[: described.get("limit")]
-        source.dropped["over_limit"] += source.read - source.dropped.total() - len(kept)
-        source.dropped += Counter()  # removes zero counts
+        read = READERS[source.reader](files, **described.get("options", {}))
+        kept = [row for raw in read if (row := sound(raw, source, count_tokens))]
+        if not kept:
+            why = ", ".join(f"{rule} {count}" for rule, count in source.dropped.most_common()) or "the files are empty"
+            raise RecipeError(
+                f"Source {source.name!r} has none left of {source.read} rows as {source.use} ({why}); correct its use or filters."
+            )
+        if (most := source.filters.get("max_pairs_per_prompt")) and source.use == "preferences":
+            capped = at_most_per_prompt(kept, most, seed)
+            source.dropped["pairs_per_prompt"] += len(kept) - len(capped)
+            kept = capped
+        limited = in_seeded_order(kept, seed, "limit")[: described.get("limit")]
+        source.dropped["over_limit"] += len(kept) - len(limited)
         sources.append(source)
-        rows += kept
+        rows += limited
         stage.progress(len(sources), len(stage.settings["sources"]), "sources")
-    repeated = [name for name, count in Counter(row["id"] for row in rows).items() if count > 1]
-    if repeated:
+    repeats = [name for name, count in Counter(row["id"] for row in rows).items() if count > 1]
+    if repeats:
         raise RecipeError(
-            f"{len(repeated)} ids are not unique (first: {repeated[0]}); give every row of that source an id of its own."
+            f"{len(repeats)} ids are not unique (first: {repeats[0]}); give every row of that source an id of its own."
         )
     return sources, rows
 
 
-def sound(raw: Row, source: Source, stage: Stage) -> Row | None:
+def sound(raw: Row, source: Source, count_tokens: Callable[[str], int] = count_by_characters) -> Row | None:
     """The row in the form its use asks for, or None once its fault is counted."""
     source.read += 1
     if "dropped" in raw:
@@ -104,10 +150,15 @@ def sound(raw: Row, source: Source, stage: Stage) -> Row | None:
     if source.use == "preferences":
         row |= {side: clean(raw[side]) for side in ("chosen", "rejected")}
     else:
-        row["messages"] = clean(raw["messages"] if "messages" in raw else raw["chosen"][:-1])
+        messages = clean(raw["messages"] if "messages" in raw else raw["chosen"])
+        if source.use == "prompts" and messages and messages[-1]["role"] == "assistant":
+            messages = messages[:-1]  # of a pair or a demonstration: what its reply answers
+        row["messages"] = messages
         if source.use == "prompts" and raw.get("answer") is not None:
             row["answer"] = raw["answer"]  # what is right, for rules that annotate (train.rules)
-    fault = structural_fault(row, stage.settings.get("max_characters", DEFAULT_MAX_CHARACTERS))
+    filters = source.filters
+    fault = structural_fault(row, filters.get("max_characters", DEFAULT_MAX_CHARACTERS), LAST_ROLE[source.use])
+    fault = fault or threshold_fault(row, filters, scores_of(raw)) or token_fault(row, filters, count_tokens)
     if fault:
         source.dropped[fault] += 1
         return None
@@ -118,106 +169,114 @@ def clean(messages: list[dict[str, str]]) -> list[dict[str, str]]:
     return [{"role": message["role"], "content": message["content"]} for message in messages]
 
 
-def prompt_of(row: Row) -> list[dict[str, str]]:
-    return row["messages"] if "messages" in row else row["chosen"][:-1]
+def decontaminate(stage: Stage, by_name: dict[str, Source], rows: list[Row]) -> dict[str, Any]:
+    """Which rows hold questions of the inputs `questions/<benchmark>`, for the card.
 
-
-def decontaminate(stage: Stage, sources: list[Source], rows: list[Row]) -> dict[str, Any]:
-    """Report which rows hold questions of the inputs `questions/<benchmark>`; remove them (in place) if settings say so."""
-    remove = stage.settings.get("decontaminate", True)
-    counts = {source.name: 0 for source in sources} | Counter(row["source"] for row in rows)
-    by_name = {source.name: source for source in sources}
-    told: dict[str, Any] = {"removed": remove, "benchmarks": {}}
-    contaminated: set[str] = set()
-    for name in sorted(name for name in stage.spec.inputs if name.startswith("questions/")):
-        index = QuestionIndex(question_texts(stage.input(name)))
-        found = [(row, index.hits(prompt_of(row))) for row in rows]
-        hits = [{"source": row["source"], "id": row["id"], "questions": questions} for row, questions in found if questions]
-        told["benchmarks"][name.removeprefix("questions/")] = report(index, hits, counts)
-        contaminated |= {hit["id"] for hit in hits}
+    Setting `decontaminate`: true also removes the rows (in place), "report" keeps them, false does not look.
+    """
+    action = stage.settings.get("decontaminate", True)
+    if action is False:
+        return {"action": "off", "removed": False, "benchmarks": {}}
+    remove, prefix = action is True, "questions/"
+    given = {name.removeprefix(prefix): name for name in sorted(stage.spec.inputs) if name.startswith(prefix)}
+    index = BenchmarkIndex({benchmark: question_texts(stage.input(name)) for benchmark, name in given.items()})
+    found: dict[str, list[Row]] = {benchmark: [] for benchmark in given}
+    for done, row in enumerate(rows, 1):
+        for benchmark, questions in index.hits(row.get("messages") or row["chosen"]).items():
+            found[benchmark].append({"source": row["source"], "id": row["id"], "questions": questions})
+        stage.progress(done, len(rows), "rows checked against benchmarks")
+    told = {}
+    for benchmark, hits in found.items():
+        sha256 = stage.spec.inputs[given[benchmark]]["fingerprint"]
+        told[benchmark] = report(index.sizes[benchmark], hits, by_name) | {"removed": remove, "sha256": sha256}
     if remove:
+        contaminated = {hit["id"] for hits in found.values() for hit in hits}
         for row in rows:
             if row["id"] in contaminated:
                 by_name[row["source"]].dropped["contaminated"] += 1
         rows[:] = [row for row in rows if row["id"] not in contaminated]
-    return told
+    return {"action": "removed" if remove else "reported", "removed": remove, "benchmarks": told}
 
 
-def deduplicate(sources: list[Source], rows: list[Row]) -> tuple[list[Row], list[Row]]:
-    """Preference rows, with the "group" of their prompt, and prompt rows whose prompt is new.
+def deduplicate(stage: Stage, by_name: dict[str, Source], rows: list[Row]) -> tuple[list[Row], dict[str, Any]]:
+    """Rows with the "group" of their prompt, repeated ones dropped; and what the card says of it.
 
     Pairs on one prompt (or nearly the same one) all stay, in one group, so that they land in one split; only an equal
     pair is dropped. A prompt of the pool that was seen anywhere before is dropped: answers are never sampled for
-    a prompt that a reward model was fitted to, where its rewards would flatter.
+    a prompt that a reward model was fitted to, where its rewards would flatter. Of demonstrations only equal ones are dropped.
     """
-    by_name = {source.name: source for source in sources}
-    index, taken, seen_pairs = PromptIndex(), set(), set()
-    preferences, prompts = [], []
-    for row in sorted(rows, key=lambda row: by_name[row["source"]].use != "preferences"):  # stable: preferences first
-        group = index.add(context_text(prompt_of(row)))
-        if "messages" in row:
-            if group in taken:
-                by_name[row["source"]].dropped["duplicate_prompt"] += 1
-                continue
-            prompts.append(row)
-        else:
-            texts = (group, row["chosen"][-1]["content"].strip(), row["rejected"][-1]["content"].strip())
-            if texts in seen_pairs:
-                by_name[row["source"]].dropped["duplicate_pair"] += 1
-                continue
-            seen_pairs.add(texts)
-            preferences.append(row | {"group": group})
-        taken.add(group)
-    return preferences, prompts
+    threshold = stage.settings.get("near_duplicates", NEAR_DUPLICATES)
+    index = PromptIndex(threshold)
+    ordered = sorted(rows, key=lambda row: _ORDER[by_name[row["source"]].use])  # stable
+    numbers, first_of = [], {}
+    for done, row in enumerate(ordered, 1):
+        numbers.append(index.add(prompt_text(row), system_text(row)))
+        first_of.setdefault(numbers[-1], row["id"])
+        stage.progress(done, len(ordered), "prompts compared with each other")
+    seen: set[Any] = set()
+    near: Counter[str] = Counter()
+    examples, kept = [], []
+    for number, row in zip(numbers, ordered, strict=True):
+        source, group = by_name[row["source"]], index.group(number)
+        if group != number:
+            near[source.name] += 1
+            if len(examples) < EXAMPLES:
+                examples.append({"id": row["id"], "like": first_of[group]})
+        identities = [("group", group)] if source.use == "prompts" else [(source.use, group, *_texts(row))]
+        if identities[0] in seen:
+            source.dropped[_DUPLICATE[source.use]] += 1
+            continue
+        seen.update(identities + ([("group", group)] if source.use == "preferences" else []))
+        kept.append(row | {"group": group})
+    told = {"threshold": threshold, "prompts": len(first_of), "groups": index.groups, "rows": near.total()}
+    return kept, told | {"by_source": dict(near), "examples": examples}
 
 
-def split(preferences: list[Row], prompts: list[Row], splits: dict[str, Any], seed: int) -> dict[str, list[Row]]:
-    """File name -> rows. Preference prompts go to held-out, gold or reward training as whole groups.
-
-    Raises RecipeError when a split would be empty or cannot be filled.
-    """
-    if splits.get("sft_from", "chosen") != "chosen":
-        raise RecipeError(f"splits.sft_from is {splits['sft_from']!r}; the only source of demonstrations is chosen.")
-    groups: dict[int, list[Row]] = {}
-    for row in preferences:
-        groups.setdefault(row["group"], []).append({key: value for key, value in row.items() if key != "group"})
-    ordered = sorted(groups.values(), key=lambda group: (derive_seed(seed, "pairs", group[0]["id"]), group[0]["id"]))
-    heldout: list[Row] = []
-    while ordered and len(heldout) < splits["heldout_pairs"]:
-        heldout += ordered.pop(0)
-    gold_groups = round(splits["gold_fraction"] * len(ordered))
-    gold = [row for group in ordered[:gold_groups] for row in group]
-    reward = [row for group in ordered[gold_groups:] for row in group]
-    pool = in_seeded_order(prompts, seed, "pool")
-    cut = splits["heldout_prompts"]
-    if len(heldout) < splits["heldout_pairs"] or not reward or (splits["gold_fraction"] > 0 and not gold):
-        raise RecipeError(
-            f"{len(preferences)} pairs are too few for heldout_pairs {splits['heldout_pairs']} and gold_fraction "
-            f"{splits['gold_fraction']}; lower them or add preference sources."
-        )
-    if len(pool) <= cut:
-        raise RecipeError(f"{len(pool)} prompts are too few for heldout_prompts {cut}; lower it or add prompt sources.")
-    return {
-        "sft.jsonl": demonstrations(reward),
-        "reward_train.jsonl": reward,
-        "gold_train.jsonl": gold,
-        "pairs_heldout.jsonl": heldout,
-        "prompts_pool.jsonl": pool[cut:],
-        "prompts_heldout.jsonl": pool[:cut],
-    }
+def _texts(row: Row) -> list[str]:
+    """What makes a pair or a demonstration on one prompt the same as another."""
+    replies = [row[side][-1] for side in ("chosen", "rejected")] if "chosen" in row else row["messages"]
+    return [message["content"].strip() for message in replies]
 
 
-def demonstrations(pairs: list[Row]) -> list[Row]:
-    """The chosen conversations, each once."""
-    first: dict[str, Row] = {}
-    for row in pairs:
-        first.setdefault(context_text(row["chosen"]), {"id": row["id"], "messages": row["chosen"]})
-    return list(first.values())
+def weigh(described: list[dict[str, Any]], by_name: dict[str, Source], rows: list[Row], seed: int) -> list[Row]:
+    """Draw rows by the weights of the sources, use by use; what is left out counts as over_weight."""
+    weights = {source["name"]: source["weight"] for source in described if source.get("weight") is not None}
+    repeats = {source["name"]: source.get("repeat", 1) for source in described}
+    kept: list[Row] = []
+    for use in _ORDER:
+        own = [row for row in rows if by_name[row["source"]].use == use]
+        chosen = {name: weight for name, weight in weights.items() if by_name[name].use == use}
+        drawn = weighted(own, chosen, repeats, seed) if chosen else own
+        for name, count in (Counter(row["source"] for row in own) - Counter(row["source"] for row in drawn)).items():
+            by_name[name].dropped["over_weight"] += count
+        kept += drawn
+    return kept
 
 
-def in_seeded_order(rows: list[Row], seed: int, purpose: str) -> list[Row]:
-    """Shuffled by a hash of each id: a row's place relative to another never depends on the rest."""
-    return sorted(rows, key=lambda row: (derive_seed(seed, purpose, row["id"]), row["id"]))
+def split_uses(rows: list[Row], by_name: dict[str, Source], splits: dict[str, Any], seed: int) -> Files:
+    """`split`, and the demonstrations: those of the sft sources where there are any, on no held-out prompt."""
+    of_use = {use: [row for row in rows if by_name[row["source"]].use == use] for use in _ORDER}
+    files = split(of_use["preferences"], of_use["prompts"], splits, seed)
+    if any(source.use == "sft" for source in by_name.values()):
+        groups = held_out_groups(files)
+        kept = [row for row in of_use["sft"] if row["group"] not in groups]
+        for row in of_use["sft"]:
+            by_name[row["source"]].dropped["heldout_prompt"] += row["group"] in groups
+        files["sft.jsonl"] = in_seeded_order(kept, seed, "sft")
+    return files
+
+
+def close_books(
+    rows: list[Row], by_name: dict[str, Source], files: Files, leaked: set[str], count_tokens: Callable[[str], int]
+) -> None:
+    """Fill in `kept` and `statistics` of the sources; check that every row read is kept or counted as dropped."""
+    for row in rows:
+        by_name[row["source"]].dropped["like_held_out"] += row["id"] in leaked
+    written = {row["id"] for content in files.values() for row in content}
+    for source in by_name.values():
+        own = [row for row in rows if row["source"] == source.name and row["id"] in written]
+        source.kept, source.statistics = len(own), statistics(own, count_tokens)
+        assert source.read == source.kept + source.dropped.total(), f"rows of {source.name} are not accounted for"
 
 
 if __name__ == "__main__":

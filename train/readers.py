@@ -1,14 +1,15 @@
 """Readers: one small function per source format, all giving the same rows.
 
-preference rows {"id", "chosen": [messages], "rejected": [messages]}; prompt rows {"id", "messages"}. A source row that
-holds no preference (a tie, one reply only) becomes {"dropped": rule}, so that it is counted and not lost. A reader is
-called with the source's files and options; adding one is a function here and a line in READERS.
+preference rows {"id", "chosen": [messages], "rejected": [messages]}, with "chosen_score" and "rejected_score" where the
+source has scores; prompt and demonstration rows {"id", "messages"}, a prompt with its "answer" where the source knows what is
+right. A source row that holds no preference (a tie, one reply only) becomes {"dropped": rule}, so that it is counted and not
+lost. A reader is called with the source's files and options; adding one is a function here and a line in READERS.
 """
 
 import gzip
 import json
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from itertools import combinations
 from pathlib import Path
 from typing import Any
@@ -34,11 +35,13 @@ def read_objects(path: Path) -> list[Any]:
         ) from error
 
 
+_STANDARD = ("messages", "answer", "chosen", "rejected", "chosen_score", "rejected_score")
+
+
 def standard(files: list[Path]) -> Iterator[Row]:
     """Rows that are in the standard form already; a missing id becomes the row number. A prompt may have its `answer`."""
-    kept = ("messages", "chosen", "rejected", "answer")
     for number, row in enumerate(row for file in files for row in read_objects(file)):
-        yield {"id": str(row.get("id", number))} | {key: row[key] for key in kept if key in row}
+        yield {"id": str(row.get("id", number))} | {key: row[key] for key in _STANDARD if key in row}
 
 
 _HH_TURN = re.compile(r"\n\n(Human|Assistant):")
@@ -89,7 +92,7 @@ def _walk_tree(node: dict[str, Any], context: list[Message]) -> Iterator[Row]:
         yield from _walk_tree(reply, context)
 
 
-_SHAREGPT = {"human": "user", "gpt": "assistant", "system": "system"}
+_SHAREGPT = {"human": "user", "gpt": "assistant", "chatgpt": "assistant", "system": "system"}
 
 
 def dpo_en_demo(files: list[Path]) -> Iterator[Row]:
@@ -132,10 +135,107 @@ def alpaca_eval_pairs(files: list[Path], annotator: str = "weighted_alpaca_eval_
         yield pair(f"{row['p']}-{row['g1']}-{row['g2']}", [user(prompts[row["p"]])], *texts)
 
 
+def ultrafeedback(files: list[Path]) -> Iterator[Row]:
+    """UltraFeedback as published (openbmb): every two completions, by the mean of their aspect ratings (paper, App. B.1).
+
+    The mean of the fine-grained ratings, not `overall_score`; equal means are dropped, unrated completions too.
+    """
+    for number, row in enumerate(row for file in files for row in read_objects(file)):
+        rated = []
+        for completion in row["completions"]:
+            ratings = [_rating(aspect.get("Rating")) for aspect in completion["annotations"].values() if isinstance(aspect, dict)]
+            if ratings and None not in ratings:
+                rated.append((sum(ratings) / len(ratings), completion["response"]))
+        yield from ranked_pairs(str(row.get("id", number)), [user(row["instruction"])], rated)
+
+
+def _rating(value: Any) -> float | None:
+    """UltraFeedback writes ratings as text, and `N/A` where GPT-4 gave none."""
+    try:
+        return float(value)
+    except (TypeError, ValueError):
+        return None
+
+
+def helpsteer(files: list[Path], keys: tuple[str, ...] = ("helpfulness", "correctness")) -> Iterator[Row]:
+    """HelpSteer as published: every two responses to one prompt, by the mean of `keys`; equal means are dropped.
+
+    The two keys are those of the authors' first description (RLHFlow.github.io, 2024-03-23).
+    """
+    responses: dict[str, list[tuple[float, str]]] = {}
+    for row in (row for file in files for row in read_objects(file)):
+        score = sum(float(row[key]) for key in keys) / len(keys)
+        responses.setdefault(row["prompt"], []).append((score, row["response"]))
+    for number, (prompt, rated) in enumerate(responses.items()):
+        yield from ranked_pairs(str(number), [user(prompt)], rated)
+
+
+def shp(files: list[Path]) -> Iterator[Row]:
+    """Stanford Human Preferences as published: two comments on one post; `labels` 1 is for A; scores are votes.
+
+    The paper keeps ratios above 2 and at most 5 pairs per prompt: the filters min_ratio and max_pairs_per_prompt.
+    """
+    for number, row in enumerate(row for file in files for row in read_objects(file)):
+        better, worse = ("A", "B") if row["labels"] == 1 else ("B", "A")
+        texts = row[f"human_ref_{better}"], row[f"human_ref_{worse}"]
+        scores = {"chosen_score": row[f"score_{better}"], "rejected_score": row[f"score_{worse}"]}
+        yield pair(f"{row['post_id']}-{number}", [user(row["history"])], *texts) | scores
+
+
+def llmbar(files: list[Path]) -> Iterator[Row]:
+    """LLMBar (princeton-nlp): one instruction, two outputs, `label` 1 or 2 for the better one. Gold pairs for testing judges
+    and reward models (see CONTAMINATES)."""
+    for number, row in enumerate(row for file in files for row in read_objects(file)):
+        better, worse = (1, 2) if row["label"] == 1 else (2, 1)
+        yield pair(str(number), [user(row["input"])], row[f"output_{better}"], row[f"output_{worse}"])
+
+
+_TRUTH = re.compile(r"Q: (.*?)\nA: (.*)\nTrue:", re.DOTALL)
+
+
+def truthfulqa_truth(files: list[Path]) -> Iterator[Row]:
+    """TruthfulQA's labels of answers (`finetune_truth`): each true answer of a question with one false one, in file order.
+
+    Answers that have no counterpart are dropped as unpaired. All of it is TruthfulQA's own questions (see CONTAMINATES).
+    """
+    answers: dict[str, dict[bool, list[str]]] = {}
+    for row in (row for file in files for row in read_objects(file)):
+        matched = _TRUTH.fullmatch(row["prompt"].strip())
+        if matched is None:
+            raise MissingInput(f"{files[0]} has a prompt without Q, A, True; give TruthfulQA's finetune_truth file.")
+        answers.setdefault(matched[1], {True: [], False: []})[row["completion"].strip() == "yes"].append(matched[2])
+    for number, (question, rated) in enumerate(answers.items()):
+        # Two labels make one pair; what is left over on either side has none.
+        paired = list(zip(rated[True], rated[False], strict=False))
+        yield from ({"dropped": "unpaired"} for _ in range(abs(len(rated[True]) - len(rated[False]))))
+        yield from (pair(f"{number}-{i}", [user(question)], *texts) for i, texts in enumerate(paired))
+
+
+def ranked_pairs(identity: str, context: list[Message], rated: list[tuple[float, str]]) -> Iterator[Row]:
+    """Every two of (score, reply), the higher score chosen; equal scores as dropped ties."""
+    if len(rated) < 2:
+        yield {"dropped": "fewer_than_two_rated_replies"}
+    for (i, one), (j, other) in combinations(enumerate(rated), 2):
+        if one[0] == other[0]:
+            yield {"dropped": "tie"}
+            continue
+        better, worse = (one, other) if one[0] > other[0] else (other, one)
+        yield pair(f"{identity}-{i}-{j}", context, better[1], worse[1]) | {"chosen_score": better[0], "rejected_score": worse[0]}
+
+
+def alpaca_answers(files: list[Path]) -> Iterator[Row]:
+    """Demonstrations of Alpaca-like files: instruction, optional input, output."""
+    for number, row in enumerate(row for file in files for row in read_objects(file)):
+        answer = {"role": "assistant", "content": row["output"]}
+        yield {"id": str(number), "messages": [user(with_input(row["instruction"], row.get("input", ""))), answer]}
+
+
 def preference_parquet(files: list[Path]) -> Iterator[Row]:
-    """Parquet tables of the RLHFlow standard: columns chosen and rejected, each a list of {role, content}."""
-    for number, row in enumerate(_parquet_rows(files, ["chosen", "rejected"])):
-        yield {"id": str(number), "chosen": plain_messages(row["chosen"]), "rejected": plain_messages(row["rejected"])}
+    """Parquet tables of the RLHFlow standard: columns chosen and rejected, each a list of {role, content}; scores if there."""
+    rows = _parquet_rows(files, ["chosen", "rejected"], ["chosen_score", "rejected_score"])
+    for number, row in enumerate(rows):
+        sides = {side: plain_messages(row.pop(side)) for side in ("chosen", "rejected")}
+        yield {"id": str(number)} | sides | row
 
 
 def prompt_parquet(files: list[Path]) -> Iterator[Row]:
@@ -144,16 +244,33 @@ def prompt_parquet(files: list[Path]) -> Iterator[Row]:
         yield {"id": str(number), "messages": plain_messages(row["context_messages"])}
 
 
-def _parquet_rows(files: list[Path], columns: list[str]) -> Iterator[Row]:
+def messages_parquet(files: list[Path]) -> Iterator[Row]:
+    """Parquet tables of demonstrations: the column messages or conversations, a list of {role, content} or of ShareGPT's
+    {from, value}."""
+    for number, row in enumerate(_parquet_rows(files, [], ["messages", "conversations"])):
+        found = row.get("messages") or row.get("conversations") or []
+        yield {"id": str(number), "messages": [_chat_message(message) for message in found]}
+
+
+def _chat_message(message: dict[str, Any]) -> Message:
+    if "role" in message:
+        return {"role": message["role"], "content": message["content"]}
+    return {"role": _SHAREGPT.get(message["from"], message["from"]), "content": message["value"]}
+
+
+def _parquet_rows(files: list[Path], columns: list[str], optional: Sequence[str] = ()) -> Iterator[Row]:
     """Rows in file order, a batch in memory at a time. Raises MissingInput when a column is not there."""
     import pyarrow.parquet as parquet
 
     for file in files:
         table = parquet.ParquetFile(file)
-        absent = set(columns) - set(table.schema_arrow.names)
-        if absent:
-            raise MissingInput(f"{file} has no column {', '.join(sorted(absent))}; give a file of the data set's own form.")
-        for batch in table.iter_batches(columns=columns):
+        names = table.schema_arrow.names
+        absent = set(columns) - set(names)
+        taken = [*columns, *(name for name in optional if name in names)]
+        if absent or not taken:
+            wanted = ", ".join(sorted(absent)) or " or ".join(optional)
+            raise MissingInput(f"{file} has no column {wanted}; give a file of the data set's own form.")
+        for batch in table.iter_batches(columns=taken):
             yield from batch.to_pylist()
 
 
@@ -185,13 +302,24 @@ READERS: dict[str, Callable[..., Iterator[Row]]] = {
     "oasst_tree": oasst_tree,
     "dpo_en_demo": dpo_en_demo,
     "alpaca": alpaca,
+    "alpaca_answers": alpaca_answers,
     "code_alpaca": alpaca,
     "self_instruct_seed": self_instruct,
     "self_instruct_user": self_instruct,
     "alpaca_eval_pairs": alpaca_eval_pairs,
     "preference_parquet": preference_parquet,
     "prompt_parquet": prompt_parquet,
+    "messages_parquet": messages_parquet,
+    "ultrafeedback": ultrafeedback,
+    "helpsteer": helpsteer,
+    "shp": shp,
+    "llmbar": llmbar,
+    "truthfulqa_truth": truthfulqa_truth,
 }
 
-CONTAMINATES = {"alpaca_eval_pairs": "alpaca_eval"}
+CONTAMINATES = {
+    "alpaca_eval_pairs": "alpaca_eval",
+    "llmbar": "reward-bench (LLMBar)",
+    "truthfulqa_truth": "truthful_qa",
+}
 """reader -> the benchmark whose own questions it trains on."""

@@ -9,7 +9,7 @@ from harness.recipe import Evaluate
 # Raised when a program's result changes for the same settings and inputs.
 VERSIONS = {
     "train.convert": 1,
-    "train.data": 1,
+    "train.data": 2,  # groups of like prompts, exact check of what is held out
     "train.sft": 2,  # spans by text, isolated packing
     "train.reward": 2,  # calibration, length bias, files of held-out scores
     "train.preference": 1,
@@ -78,8 +78,12 @@ class Inputs:
     base: Ref | None
     """None: the base comes out of a package through the convert stage."""
     sources: list[tuple[dict[str, Any], list[Ref]]]
-    """Settings of each data source (name, reader, use, limit) and its files."""
+    """Settings of each data source (name, reader, use, limit, filters, ...) and its files."""
     benchmarks: list[BenchmarkInput]
+    questions: dict[str, Ref] = field(default_factory=dict)
+    """benchmark -> questions that the data are compared with besides those of `benchmarks`."""
+    tokenizer: Ref | None = None
+    """Directory of the tokenizer by which the data stage counts."""
     reward: Ref | None = None
     gold_reward: Ref | None = None
     """Reward models that the recipe names as checkpoints."""

@@ -3,7 +3,7 @@
 from typing import Any
 
 from harness.plan.nodes import Plan, Ref
-from harness.recipe import LOSS_KEYS, Recipe, Reward, Training
+from harness.recipe import LOSS_KEYS, Data, Recipe, Reward, Training
 
 # Options that came later: left out where they have their default, so that models trained before them keep their keys.
 _LATER_OPTIONS = {"label_smoothing": 0.0, "too_long": "drop"}
@@ -20,6 +20,30 @@ def training_settings(section: Training, seed: int) -> tuple[dict[str, Any], dic
     return values | {"seed": seed}, resources
 
 
+def add_data(plan: Plan, data: Data, gold: bool, seed: int) -> Ref:
+    """The data stage. `gold`: whether a gold reward model will need its share of the pairs. Keys that came later are left out
+    where they have their default."""
+    inputs = {f"source/{s['name']}/{i}": ref for s, refs in plan.inputs.sources for i, ref in enumerate(refs)}
+    sources = [s | {"files": [f"source/{s['name']}/{i}" for i in range(len(refs))]} for s, refs in plan.inputs.sources]
+    splits = {
+        "gold_fraction": data.gold_fraction if gold else 0.0,
+        "heldout_pairs": data.heldout_pairs,
+        "heldout_prompts": data.heldout_prompts,
+        "sft_from": "chosen",
+    }
+    seed = seed if data.seed is None else data.seed
+    settings = {"sources": sources, "splits": splits, "seed": seed, "decontaminate": data.decontaminate}
+    if data.near_duplicates != Data.model_fields["near_duplicates"].default:
+        settings["near_duplicates"] = data.near_duplicates
+    if data.decontaminate is not False:
+        own = {b.name: b.files[next(iter(b.files))] for b in plan.inputs.benchmarks}
+        inputs |= {f"questions/{name}": ref for name, ref in (plan.inputs.questions | own).items()}
+    tokenizer = plan.policies.get("base") if data.tokenizer == "base" else plan.inputs.tokenizer
+    if tokenizer is not None:
+        inputs["tokenizer"] = tokenizer
+    return plan.add("data", "train.data", settings, inputs)
+
+
 def add_preparation(plan: Plan, recipe: Recipe) -> None:
     """Base checkpoint, data, SFT, the reward models and the preference model."""
     inputs = plan.inputs
@@ -30,18 +54,7 @@ def add_preparation(plan: Plan, recipe: Recipe) -> None:
     else:
         plan.policies["base"] = inputs.base
 
-    files = {f"source/{s['name']}/{i}": ref for s, refs in inputs.sources for i, ref in enumerate(refs)}
-    sources = [s | {"files": [f"source/{s['name']}/{i}" for i in range(len(refs))]} for s, refs in inputs.sources]
-    questions = {f"questions/{b.name}": b.files[next(iter(b.files))] for b in inputs.benchmarks}
-    data = recipe.data
-    splits = {
-        "gold_fraction": data.gold_fraction if recipe.gold_reward else 0.0,
-        "heldout_pairs": data.heldout_pairs,
-        "heldout_prompts": data.heldout_prompts,
-        "sft_from": "chosen",
-    }
-    settings = {"sources": sources, "splits": splits, "seed": recipe.seed, "decontaminate": data.decontaminate}
-    data_ref = plan.add("data", "train.data", settings, files | questions)
+    data_ref = add_data(plan, recipe.data, recipe.gold_reward is not None, recipe.seed)
 
     if recipe.sft.enabled:
         settings, resources = training_settings(recipe.sft, recipe.seed)

@@ -122,6 +122,19 @@ class Recipe(Section):
         return self
 
     @model_validator(mode="after")
+    def _data_fit_the_run(self) -> "Recipe":
+        trained = [section for section in (self.reward, self.gold_reward, self.preference) if section and not section.checkpoint]
+        if not self.data.uses("prompts"):
+            raise ValueError("data has no source of prompts for the iterations; add one with use: prompts")
+        if trained and not self.data.uses("preferences"):
+            raise ValueError("data has no preferences to train a reward model on; add a source, or give reward.checkpoint")
+        if self.sft.enabled and not (self.data.uses("preferences") or self.data.uses("sft")):
+            raise ValueError("data has nothing for sft to learn from; add a source with use: sft, or set sft.enabled: false")
+        if self.dpo.held_out_pairs and not self.data.uses("preferences"):
+            raise ValueError("dpo.held_out_pairs needs preferences; add a source, or set it to 0")
+        return self
+
+    @model_validator(mode="after")
     def _scorer_is_there(self) -> "Recipe":
         for section in sorted(self.annotate.sections):
             if getattr(self, section) is None:

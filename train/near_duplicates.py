@@ -1,0 +1,148 @@
+"""Prompts that are equal, or nearly so, found in time linear in their number.
+
+Near means a Jaccard similarity of word 5-grams of at least a threshold. Candidates come from MinHash signatures cut into
+bands (Broder 1997; Leskovec, Rajaraman, Ullman, Mining of Massive Datasets, section 3.4: texts of similarity s share a band
+with probability 1 - (1 - s^ROWS)^BANDS) and are then compared exactly. Whatever is found near is joined: a group is a
+connected component, so that of three texts in a row of small changes the first and the last are never told apart. The hash
+functions are fixed: the result depends on the texts and their order alone.
+"""
+
+import hashlib
+from collections import Counter
+from collections.abc import Iterable, Sequence
+from functools import cache, lru_cache
+from typing import Any
+
+from train.filters import words
+
+SHINGLE = 5
+BANDS, ROWS = 25, 6
+"""Similarity 0.8: found with probability 0.9995; 0.5: compared in vain with probability 0.32."""
+MAX_BUCKET = 64
+MAX_COMPARED = 16
+"""Texts made from one template share bands with thousands of others. A bucket keeps its first MAX_BUCKET texts, and a text is
+compared with the MAX_COMPARED of them that share most bands: what bounds the time per text."""
+
+
+class PromptIndex:
+    """Numbers prompts; like ones are in one group. `threshold` null: a group is what is equal after normalisation."""
+
+    def __init__(self, threshold: float | None = 0.8):
+        self.threshold = threshold
+        self._numbers: dict[bytes, int] = {}
+        self._parents: list[int] = []
+        self._shingles: list[Any] = []
+        self._buckets: dict[tuple[int, bytes], list[int]] = {}
+
+    def add(self, text: str, system: str = "") -> int:
+        """The number of a prompt: an earlier one's when it is equal after normalisation, else a new number.
+
+        `system` sets prompts apart but is not compared: a long one that many prompts share would make them all alike.
+        """
+        tokens = words(text) or [text.strip()]
+        exact = hashlib.blake2b(" ".join([*words(system), *tokens]).encode(), digest_size=16).digest()
+        if exact not in self._numbers:
+            number = len(self._parents)
+            self._numbers[exact] = number
+            self._parents.append(number)
+            if self.threshold is not None:
+                self._join(number, tokens)
+        return self._numbers[exact]
+
+    def group(self, number: int) -> int:
+        """The smallest number among the prompts that are like this one; final when all prompts have been added."""
+        while self._parents[number] != number:
+            self._parents[number] = self._parents[self._parents[number]]
+            number = self._parents[number]
+        return number
+
+    @property
+    def groups(self) -> int:
+        return sum(parent == number for number, parent in enumerate(self._parents))
+
+    def _join(self, number: int, tokens: Sequence[str]) -> None:
+        import numpy as np
+
+        hashes = shingle_hashes(tokens)
+        keys = _bands(hashes)
+        shared = Counter(other for key in keys for other in self._buckets.get(key, ()))
+        small = (hashes >> np.uint64(32)).astype(np.uint32)  # among 10,000 shingles a false match has odds of 1 in 43
+        for other in sorted(shared, key=lambda other: (-shared[other], other))[:MAX_COMPARED]:
+            if _similarity(small, self._shingles[other]) >= self.threshold:
+                one, two = sorted((self.group(number), self.group(other)))
+                self._parents[two] = one
+        self._shingles.append(small)
+        for key in keys:
+            bucket = self._buckets.setdefault(key, [])
+            if len(bucket) < MAX_BUCKET:
+                bucket.append(number)
+
+
+def near_any(held_out: Iterable[str], texts: Iterable[str], threshold: float) -> list[bool]:
+    """Of each text, whether it is near (similarity of at least `threshold`) to any of the held-out ones. Exact: no sampling.
+
+    Holds the shingles of `held_out` in memory (8 bytes each, twice) and looks every text up in them.
+    """
+    import numpy as np
+
+    sets = [shingle_hashes(words(text) or [text.strip()]) for text in held_out]
+    if not sets:
+        return [False for _ in texts]
+    sizes = np.array([len(one) for one in sets])
+    keys, owners = np.concatenate(sets), np.repeat(np.arange(len(sets)), sizes)
+    order = np.argsort(keys, kind="stable")
+    keys, owners = keys[order], owners[order]
+    found = []
+    for text in texts:
+        hashes = shingle_hashes(words(text) or [text.strip()])
+        first, last = np.searchsorted(keys, hashes, "left"), np.searchsorted(keys, hashes, "right")
+        hit = last > first
+        if not hit.any():
+            found.append(False)
+            continue
+        matched = np.concatenate([owners[i:j] for i, j in zip(first[hit], last[hit], strict=True)])
+        shared = np.bincount(matched, minlength=len(sets))
+        found.append(bool((shared >= threshold * (len(hashes) + sizes - shared)).any()))
+    return found
+
+
+def shingle_hashes(tokens: Sequence[str]) -> Any:
+    """Sorted different hashes [uint64] of a text's word 5-grams; of the whole text when it has fewer words."""
+    import numpy as np
+
+    values = np.array([_word_hash(token) for token in tokens], np.uint64)
+    length = min(SHINGLE, len(tokens))
+    grams = np.zeros(len(tokens) - length + 1, np.uint64)
+    for offset in range(length):
+        grams = grams * np.uint64(0x9E3779B97F4A7C15) + values[offset : offset + len(grams)]
+        grams ^= grams >> np.uint64(31)
+    return np.unique(grams * np.uint64(0xBF58476D1CE4E5B9))
+
+
+@lru_cache(1 << 18)
+def _word_hash(token: str) -> int:
+    return int.from_bytes(hashlib.blake2b(token.encode(), digest_size=8).digest())
+
+
+@cache
+def _multipliers() -> Any:
+    """Odd multipliers [BANDS * ROWS, uint64] of the hash functions."""
+    import numpy as np
+
+    return np.random.default_rng(0).integers(1, 2**63, BANDS * ROWS, dtype=np.uint64) | np.uint64(1)
+
+
+def _bands(hashes: Any) -> list[tuple[int, bytes]]:
+    import numpy as np
+
+    mixed = hashes[None, :] * _multipliers()[:, None]
+    signature = (mixed ^ (mixed >> np.uint64(29))).min(axis=1).reshape(BANDS, ROWS)
+    return [(band, signature[band].tobytes()) for band in range(BANDS)]
+
+
+def _similarity(one: Any, other: Any) -> float:
+    """Jaccard similarity of two sorted sets of hashes."""
+    import numpy as np
+
+    shared = len(np.intersect1d(one, other, assume_unique=True))
+    return shared / (len(one) + len(other) - shared)
