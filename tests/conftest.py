@@ -27,6 +27,14 @@ CHAT_TEMPLATE = (
 )
 
 
+LONGEST = ("test_road", "test_plus", "test_deepspeed", "test_judge_served", "test_truthful_qa", "test_preference_zero")
+"""Files of minutes: first, so that of two processes neither ends with one alone."""
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    items.sort(key=lambda item: LONGEST.index(item.path.stem) if item.path.stem in LONGEST else len(LONGEST))
+
+
 @pytest.fixture(scope="session")
 def tiny_llama(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A randomly initialised 0.6M-parameter Llama (head size 64) with a byte-level BPE tokenizer and a ChatML template."""
