@@ -4,6 +4,7 @@ from typing import Annotated
 
 import typer
 
+from harness.cli_data import add_data_commands
 from harness.cli_judge import app as judge_app
 from harness.cli_publish import app as export_app
 from harness.cli_reward import add_reward_command
@@ -22,6 +23,7 @@ data_app = typer.Typer(help="Public data: what there is, where it was found, dow
 db_app = typer.Typer(help="The registry's schema.", no_args_is_help=True)
 ALL_BENCHMARKS = "alpaca_eval,arena_hard,mt_bench,human_eval,truthful_qa"
 add_commands(app)
+add_data_commands(data_app)
 add_reward_command(app)
 add_watch_command(app)
 app.add_typer(export_app, name="export")

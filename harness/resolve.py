@@ -11,8 +11,8 @@ from typing import Any
 
 from core.errors import MissingInput, RecipeError
 from core.fingerprint import checkpoint_fingerprint, file_sha256, tree_sha256
-from harness.catalogue import get_entry, nearest
-from harness.data import Located, benchmark_files, is_local_rows, locate, official_benchmarks
+from harness.catalogue import get_entry, load_catalogue, nearest
+from harness.data import Located, benchmark_files, files_of, is_local_rows, locate, official_benchmarks
 from harness.hub_model import download_model
 from harness.plan import BenchmarkInput, Inputs, Ref
 from harness.recipe import Benchmark, Data, DataSource, Evaluate, Model, Recipe
@@ -55,6 +55,7 @@ def resolve_sources(sources: list[DataSource]) -> list[tuple[dict[str, Any], lis
     Raises RecipeError for a source that cannot be what the recipe uses it as, MissingInput, HashMismatch.
     """
     resolved = []
+    _require_all([source.name for source in sources])
     for source in sources:
         if is_local_rows(source.name):
             name, reader = Path(source.name).name.split(".jsonl")[0], "jsonl"
@@ -78,6 +79,17 @@ def resolve_sources(sources: list[DataSource]) -> list[tuple[dict[str, Any], lis
     if repeated:
         raise RecipeError(f"Two data sources are named {repeated[0]}; list it once, or rename one of the files.")
     return resolved
+
+
+def _require_all(names: list[str]) -> None:
+    """Raise MissingInput once for all data sets that can be fetched and are not here: a mixture of twelve is fetched once."""
+    known = load_catalogue()
+    missing = [name for name in dict.fromkeys(names) if name in known and known[name].hub and not files_of(known[name])]
+    if len(missing) > 1:
+        raise MissingInput(
+            f"{len(missing)} data sets are not here: run `harness data fetch {' '.join(missing)}`, or set HARNESS_HOME to where "
+            "they are."
+        )
 
 
 def resolve_questions(data: Data) -> dict[str, Ref]:

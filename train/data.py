@@ -81,7 +81,7 @@ def run(stage: Stage) -> dict[str, Any]:
         "near_duplicates": alike,
         "statistics_in": unit,
     }
-    write_durably(stage.work / "card.json", json.dumps(card, indent=1, ensure_ascii=False, sort_keys=True))
+    write_durably(stage.work / "card.json", json.dumps(card, indent=1, ensure_ascii=False))
     write_durably(stage.work / "README.md", render(card, "Data card"))
     drops = sum((source.dropped for source in sources), Counter())
     return {name.removesuffix(".jsonl"): about["rows"] for name, about in described.items()} | {"dropped": dict(drops)}

@@ -129,7 +129,11 @@ def _near_duplicates(told: dict[str, Any]) -> list[str]:
             f"found by MinHash; {told['rows']} rows have a prompt that is like an earlier one. Every training prompt was then "
             f"compared with every held-out one exactly, which dropped {told['like_held_out']} more. card.json has ids. "
         )
-    return ["## Duplicates", f"{text}No prompt and no group is in two splits: verified after the splits were made."]
+    verified = (
+        "Verified after the splits were made: no prompt and no group is in two of the files of pairs and prompts, and no "
+        "demonstration (sft.jsonl) has a held-out one."
+    )
+    return ["## Duplicates", text + verified]
 
 
 def _table(header: list[str], rows: list[list[Any]]) -> str:

@@ -98,7 +98,8 @@ class Inputs:
 class Plan:
     """Stages in the order in which they run; later ones refer to earlier ones by name."""
 
-    def __init__(self, title: str, evaluate: Evaluate, seed: int, inputs: Inputs):
+    def __init__(self, title: str, evaluate: Evaluate | None, seed: int, inputs: Inputs):
+        """`evaluate` is None where nothing is evaluated: data by themselves."""
         self.title = title
         self.evaluate = evaluate
         self.seed = seed

@@ -62,7 +62,7 @@ class DataSource(Section):
 
 class Data(Section):
     mixture: str | None = None
-    """A mixture by name (`harness data list --mixtures`) or path: its keys stand for those that are not given here."""
+    """A mixture by name (`harness data mixtures`) or path: its keys stand for those that are not given here."""
     seed: int | None = Field(None, ge=0)
     """Of every draw and order; null: the mixture's, else the recipe's."""
     sources: list[DataSource] = Field(min_length=1)
@@ -94,7 +94,7 @@ class Data(Section):
             given = {key: value for key, value in content.items() if key != "sources"}
             content = mixture_content(content["mixture"]) | given
         if not content.get("sources"):
-            raise ValueError("data needs sources, or the name of a mixture: `mixture: starter` (`harness data list --mixtures`)")
+            raise ValueError("data needs sources, or the name of a mixture: `mixture: starter` (`harness data mixtures`)")
         return content
 
     @model_validator(mode="after")
@@ -115,3 +115,5 @@ class Mixture(Data):
 
     name: str = Field(pattern=r"^[a-z0-9][a-z0-9._-]*$")
     description: str = ""
+    benchmarks: list[str] | Literal["all"] = "all"
+    """As of a recipe; a mixture by itself evaluates nothing, so it is compared with all."""
