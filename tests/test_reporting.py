@@ -2,6 +2,8 @@
 
 import importlib.util
 import json
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -17,6 +19,8 @@ from train.reporting import TRACKERS, Trackers, require_trackers
 # A tracker as another package would bring it: a module, and the metadata that declares it.
 PLUGIN = """
 import json
+import subprocess
+import sys
 
 class Lines:
     def __init__(self, place):
@@ -137,3 +141,15 @@ def test_wandb_stays_on_disk_without_a_key(make_spec, tiny_llama: Path, tmp_path
         monkeypatch.delenv(variable, raising=False)
     _, events = train(make_spec, tiny_llama, tmp_path, ["wandb"])
     assert list((tmp_path / "home/runs/my-run/reports/wandb").glob("offline-run-*")) and read_events(events, "message") == []
+
+
+@pytest.mark.skipif(importlib.util.find_spec("trackio") is None, reason="trackio is not installed")
+def test_trackio_reads_back_what_was_reported(make_spec, tiny_llama: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setenv("TRACKIO_DIR", str(tmp_path / "trackio"))
+    _, events = train(make_spec, tiny_llama, tmp_path, ["trackio"])
+    program = (
+        "from trackio.sqlite_storage import SQLiteStorage as S\n"
+        "print([row['loss'] for row in S.get_logs('rlhf-harness', 'my-run/sft') if 'loss' in row])"
+    )
+    read = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
+    assert json.loads(read.stdout) == pytest.approx([p["values"]["loss"] for p in read_events(events, "metric")])
