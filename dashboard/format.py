@@ -6,6 +6,7 @@ import unicodedata
 from collections import Counter
 from collections.abc import Mapping
 from datetime import datetime
+from functools import lru_cache
 from typing import Any
 
 from db.judges import Trust
@@ -83,6 +84,7 @@ _TURNS = ("LRE", "RLE", "LRO", "RLO", "PDF", "LRI", "RLI", "FSI", "PDI")
 """Bidirectional classes of the characters that turn the reading direction."""
 
 
+@lru_cache(50_000)
 def plain(text: str) -> str:
     """`text` on one line with control, bidirectional and unassigned characters shown as U+FFFD.
 

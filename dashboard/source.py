@@ -1,12 +1,15 @@
 """The registry behind the pages: one read-only engine per process, and what a page shows when there is none."""
 
 import json
+import os
 import re
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any, TypeVar
 
 import streamlit as st
+from sqlalchemy import make_url
 
 from core.errors import HarnessError
 from core.paths import default_registry_url
@@ -16,6 +19,9 @@ from db import views
 from db.registry import Registry
 
 Result = TypeVar("Result")
+STALE_SECONDS = 2.0
+"""How much older than the registry a page may be."""
+_states: dict[str, tuple[float, str]] = {}
 
 
 @st.cache_resource(show_spinner=False, on_release=lambda registry: registry.close())
@@ -24,9 +30,34 @@ def _open(url: str) -> Registry:
 
 
 def read(view: Callable[..., Result], *arguments: Any, **options: Any) -> Result:
-    """Call one of `db.views` on the registry in a read transaction of its own."""
-    with _open(default_registry_url()).read() as session:
-        return view(session, *arguments, **options)
+    """What one of `db.views` (a module's function) says of the registry, in a read transaction of its own; not to be changed.
+
+    Sessions share it: the same question about the same state of the registry is asked once, and while others write, the
+    state is looked up at most once in STALE_SECONDS.
+    """
+    url = default_registry_url()
+    key = f"{url} {_state(url)} {view.__module__}.{view.__qualname__} {arguments!r} {options!r}"
+    return _answer(key, lambda session: view(session, *arguments, **options), url)
+
+
+@st.cache_resource(show_spinner=False, max_entries=64, ttl=60)
+def _answer(key: str, _ask: Callable[[Any], Any], _url: str) -> Any:
+    """Streamlit lets one session compute what others wait for under the same key."""
+    with _open(_url).read() as session:
+        return _ask(session)
+
+
+def _state(url: str) -> str:
+    """Changes when the registry does (SQLite: size and time of its files), else, on a server, every STALE_SECONDS."""
+    now = time.monotonic()
+    asked, state = _states.get(url, (-STALE_SECONDS, ""))
+    if now - asked >= STALE_SECONDS:
+        state, where = str(now), make_url(url)
+        if where.get_backend_name() == "sqlite" and where.database:
+            files = [os.stat(path) for path in (where.database, f"{where.database}-wal") if os.path.exists(path)]
+            state = " ".join(f"{file.st_ino} {file.st_size} {file.st_mtime_ns}" for file in files)
+        _states[url] = now, state
+    return state
 
 
 @contextmanager
