@@ -8,7 +8,6 @@ functions are fixed: the result depends on the texts and their order alone.
 """
 
 import hashlib
-from collections import Counter
 from collections.abc import Iterable, Sequence
 from functools import cache, lru_cache
 from typing import Any
@@ -18,21 +17,23 @@ from train.filters import words
 SHINGLE = 5
 BANDS, ROWS = 25, 6
 """Similarity 0.8: found with probability 0.9995; 0.5: compared in vain with probability 0.32."""
-MAX_BUCKET = 64
-MAX_COMPARED = 16
-"""Texts made from one template share bands with thousands of others. A bucket keeps its first MAX_BUCKET texts, and a text is
-compared with the MAX_COMPARED of them that share most bands: what bounds the time per text."""
+FIRST, NEIGHBOURS = 8, 8
+"""Texts made from one template share bands with thousands of others. Within a band a text is compared with the first FIRST of
+those that share it and with the NEIGHBOURS before it: what bounds the time per text."""
 
 
 class PromptIndex:
-    """Numbers prompts; like ones are in one group. `threshold` null: a group is what is equal after normalisation."""
+    """Numbers prompts; like ones are in one group. `threshold` null: a group is what is equal after normalisation.
+
+    Memory per different prompt: 4 bytes a word and about 500 more.
+    """
 
     def __init__(self, threshold: float | None = 0.8):
         self.threshold = threshold
         self._numbers: dict[bytes, int] = {}
-        self._parents: list[int] = []
         self._shingles: list[Any] = []
-        self._buckets: dict[tuple[int, bytes], list[int]] = {}
+        self._signatures: list[Any] = []
+        self._parents: list[int] = []
 
     def add(self, text: str, system: str = "") -> int:
         """The number of a prompt: an earlier one's when it is equal after normalisation, else a new number.
@@ -42,40 +43,53 @@ class PromptIndex:
         tokens = words(text) or [text.strip()]
         exact = hashlib.blake2b(" ".join([*words(system), *tokens]).encode(), digest_size=16).digest()
         if exact not in self._numbers:
-            number = len(self._parents)
-            self._numbers[exact] = number
-            self._parents.append(number)
+            self._numbers[exact] = len(self._numbers)
             if self.threshold is not None:
-                self._join(number, tokens)
+                hashes = shingle_hashes(tokens)
+                self._shingles.append((hashes >> 32).astype("uint32"))  # among 10,000 a false match has odds of 1 in 43
+                self._signatures.append(_signature(hashes))
         return self._numbers[exact]
 
     def group(self, number: int) -> int:
-        """The smallest number among the prompts that are like this one; final when all prompts have been added."""
-        while self._parents[number] != number:
-            self._parents[number] = self._parents[self._parents[number]]
-            number = self._parents[number]
-        return number
+        """The smallest number among the prompts that are like this one, of all that were added so far."""
+        if len(self._parents) < len(self._numbers):
+            self._join_all()
+        return self._root(number)
 
     @property
     def groups(self) -> int:
-        return sum(parent == number for number, parent in enumerate(self._parents))
+        return len({self.group(number) for number in range(len(self._numbers))})
 
-    def _join(self, number: int, tokens: Sequence[str]) -> None:
+    def _root(self, number: int) -> int:
+        parents = self._parents
+        while parents[number] != number:
+            parents[number] = parents[parents[number]]
+            number = parents[number]
+        return number
+
+    def _join_all(self) -> None:
         import numpy as np
 
-        hashes = shingle_hashes(tokens)
-        keys = _bands(hashes)
-        shared = Counter(other for key in keys for other in self._buckets.get(key, ()))
-        small = (hashes >> np.uint64(32)).astype(np.uint32)  # among 10,000 shingles a false match has odds of 1 in 43
-        for other in sorted(shared, key=lambda other: (-shared[other], other))[:MAX_COMPARED]:
-            if _similarity(small, self._shingles[other]) >= self.threshold:
-                one, two = sorted((self.group(number), self.group(other)))
-                self._parents[two] = one
-        self._shingles.append(small)
-        for key in keys:
-            bucket = self._buckets.setdefault(key, [])
-            if len(bucket) < MAX_BUCKET:
-                bucket.append(number)
+        self._parents = list(range(len(self._numbers)))
+        if not self._signatures:
+            return
+        signatures = np.stack(self._signatures)
+        for band in range(BANDS):
+            order = np.argsort(signatures[:, band], kind="stable")
+            ends = np.flatnonzero(np.diff(signatures[order, band])) + 1
+            starts = np.concatenate([[0], ends])
+            lengths = np.diff(np.concatenate([starts, [len(order)]]))
+            for start, length in zip(starts[lengths > 1], lengths[lengths > 1], strict=True):
+                self._join_bucket(order[start : start + length].tolist())
+
+    def _join_bucket(self, members: list[int]) -> None:
+        """Join what is near among the texts that share a band."""
+        for place, number in enumerate(members):
+            before = max(0, place - NEIGHBOURS)
+            for other in (*members[before:place], *members[: min(FIRST, before)]):
+                one, two = sorted((self._root(number), self._root(other)))
+                if one != two and _similarity(self._shingles[number], self._shingles[other]) >= self.threshold:
+                    self._parents[two] = one
 
 
 def near_any(held_out: Iterable[str], texts: Iterable[str], threshold: float) -> list[bool]:
@@ -132,12 +146,17 @@ def _multipliers() -> Any:
     return np.random.default_rng(0).integers(1, 2**63, BANDS * ROWS, dtype=np.uint64) | np.uint64(1)
 
 
-def _bands(hashes: Any) -> list[tuple[int, bytes]]:
+def _signature(hashes: Any) -> Any:
+    """One number for each band [BANDS, uint64]: equal when the MinHash values of all its rows are."""
     import numpy as np
 
     mixed = hashes[None, :] * _multipliers()[:, None]
-    signature = (mixed ^ (mixed >> np.uint64(29))).min(axis=1).reshape(BANDS, ROWS)
-    return [(band, signature[band].tobytes()) for band in range(BANDS)]
+    rows = (mixed ^ (mixed >> np.uint64(29))).min(axis=1).reshape(BANDS, ROWS)
+    keys = np.zeros(BANDS, np.uint64)
+    for row in rows.T:
+        keys = (keys ^ row) * np.uint64(0x9E3779B97F4A7C15)
+        keys ^= keys >> np.uint64(32)
+    return keys
 
 
 def _similarity(one: Any, other: Any) -> float:
