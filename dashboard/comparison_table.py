@@ -18,11 +18,21 @@ EXPLAINED = (
 
 def comparison_table(found: Compared) -> Markup:
     """One line per benchmark; what cannot be compared, and why, below."""
-    columns = [Column("Benchmark"), Column("Verdict")]
-    columns += [Column(name, numeric=True) for name in ("Difference", "p", "Smallest visible", "n", "Better / equal / worse")]
-    table = markup.plain_table("Paired differences", columns, [_line(one) for one in _ordered(found.comparisons)])
+    lines = [_line(f.benchmark_label(one.benchmark), one) for one in _ordered(found.comparisons)]
+    table = markup.plain_table("Paired differences", _columns("Benchmark"), lines)
     apart = (markup.heading(f"{f.benchmark_label(name)} is not compared", why) for name, why in found.apart.items())
     return Markup((table if found.comparisons else "") + "".join(apart))
+
+
+def categories_table(comparisons: Sequence[Comparison]) -> Markup:
+    """One line per category of a benchmark, the widest difference first."""
+    widest = sorted(comparisons, key=lambda one: (-abs(one.difference.value), one.benchmark))
+    return markup.plain_table("By category", _columns("Category"), [_line(one.benchmark, one) for one in widest])
+
+
+def _columns(what: str) -> list[Column]:
+    measured = ("Difference", "p", "Smallest visible", "n", "Better / equal / worse")
+    return [Column(what), Column("Verdict"), *(Column(name, numeric=True) for name in measured)]
 
 
 def parts_table(
@@ -52,14 +62,14 @@ def signed(value: float) -> str:
     return f"+{text}" if value > 0 and text.strip("0.") else text
 
 
-def _line(one: Comparison) -> list[object]:
+def _line(label: str, one: Comparison) -> list[object]:
     d = one.difference
     ends = "" if d.low is None or d.high is None else f"[{signed(d.low)}, {signed(d.high)}]"
     difference = Markup(f'<span class="v">{signed(d.value)}</span><span class="i">{ends}</span>')
     verdict = Markup(f'<span class="{_COLOURS[one.verdict]}">{markup.text(one.verdict.lower())}</span>')
     outcome = Markup(f"{_bar(one)}<small>{one.wins} / {one.ties} / {one.losses}</small>")
     visible = f.decimal(d.mde, 2)
-    return [f.benchmark_label(one.benchmark), verdict, difference, f.p_value(one.adjusted_p), visible, str(d.n), outcome]
+    return [label, verdict, difference, f.p_value(one.adjusted_p), visible, str(d.n), outcome]
 
 
 def _ordered(comparisons: Sequence[Comparison]) -> list[Comparison]:

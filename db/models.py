@@ -181,6 +181,8 @@ class Answer(Base):
     id: Mapped[int] = mapped_column(Identity, primary_key=True)
     answer_set_id: Mapped[int] = mapped_column(ForeignKey("answer_set.id", ondelete="CASCADE"))
     question_id: Mapped[str] = mapped_column(String(200))
+    category: Mapped[str | None] = mapped_column(String(100))
+    """The question's part of the benchmark (MT-Bench's `math`, a subject of MMLU); None where it has none."""
     turn: Mapped[int] = mapped_column(default=1)
     sample: Mapped[int] = mapped_column(default=0)
     prompt: Mapped[str] = mapped_column(ModelText)

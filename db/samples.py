@@ -110,11 +110,12 @@ def lines(
     after: int = 0,
     limit: int = 50,
     characters: tuple[int | None, int | None] = (None, None),
+    category: str | None = None,
 ) -> list[Line]:
     """Answers of an evaluation in the order in which they were stored, from the one after answer id `after`.
 
     `search` keeps those whose question id, prompt or answer contains it, case-insensitive; `characters` those whose answer
-    is at least, and at most, so long.
+    is at least, and at most, so long; `category` those to its questions.
     """
     answer_set = select(Evaluation.answer_set_id).where(Evaluation.id == evaluation_id).scalar_subquery()
     value, given = func.avg(Judgment.value), func.count(Judgment.id)
@@ -134,6 +135,8 @@ def lines(
         query = query.where(
             or_(*(column.icontains(search, autoescape=True) for column in (Answer.text, Answer.prompt, Answer.question_id)))
         )
+    if category:
+        query = query.where(Answer.category == category)
     least, most = characters
     if least is not None:
         query = query.where(func.length(Answer.text) >= least)
@@ -146,6 +149,17 @@ def lines(
             {"better": value > 0.5, "even": value == 0.5, "worse": value < 0.5, "failed": value.is_(None)}[outcome]
         )
     return [Line(*row) for row in session.execute(query)]
+
+
+def question_categories(session: Session, evaluation_id: int) -> dict[str, str]:
+    """question id -> its category, of the answers that have one stored."""
+    query = (
+        select(Answer.question_id, Answer.category)
+        .join(Evaluation, Evaluation.answer_set_id == Answer.answer_set_id)
+        .where(Evaluation.id == evaluation_id, Answer.category.is_not(None))
+        .distinct()
+    )
+    return dict(session.execute(query).tuples().all())
 
 
 def sample(session: Session, evaluation_id: int, answer_id: int) -> Sample:

@@ -165,6 +165,7 @@ def _ask(work: Work, question: Question, place: Place, policy: Policy, seed: int
     room = policy.max_model_len - len(ids)
     row = {
         "question_id": question.id,
+        "category": question.category or None,
         "turn": turn,
         "sample": sample,
         "prompt": text,

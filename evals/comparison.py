@@ -55,6 +55,20 @@ def compare(pairs: Mapping[str, tuple[Mapping[str, float], Mapping[str, float]]]
     ]
 
 
+def compare_parts(
+    values: tuple[Mapping[str, float], Mapping[str, float]], part_of: Mapping[str, str], unit: str
+) -> list[Comparison]:
+    """`compare` of one benchmark's parts (`part_of`: question id -> part) in place of benchmarks: p adjusted over the parts.
+
+    Parts that the two share no question of are left out.
+    """
+    pairs: dict[str, tuple[dict[str, float], dict[str, float]]] = {}
+    for question in sorted(values[0].keys() & values[1].keys() & part_of.keys()):
+        for side, known in zip(pairs.setdefault(part_of[question], ({}, {})), values, strict=True):
+            side[question] = known[question]
+    return compare(pairs, dict.fromkeys(pairs, unit))
+
+
 def verdict(difference: Difference, adjusted_p: float, unit: str) -> Verdict:
     """The word for a paired test: significant in one direction, or not; and if not, whether it could have been."""
     if adjusted_p < ALPHA and difference.value != 0:

@@ -171,6 +171,7 @@ def answer_rows(
         rows.append(
             {
                 "question_id": question.id,
+                "category": question.category or None,
                 "turn": turn,
                 "sample": 0,
                 "prompt": text,

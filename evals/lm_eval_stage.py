@@ -226,6 +226,7 @@ def _row(
             detail["logprobs"] = [[float(logprob), greedy] for logprob, greedy in responses] if finite else None
     return {
         "question_id": question.id,
+        "category": question.category or None,
         "turn": 1,
         "sample": 0,
         "prompt": instances[0].args[0],

@@ -8,9 +8,10 @@ from sqlalchemy.orm import Session
 from core.errors import MissingInput
 from db.leaderboard import Cell, cells
 from db.models import AnswerSet, Checkpoint, Evaluation, Score
+from db.samples import question_categories
 from db.values import question_values
 from evals.benchmark import BENCHMARKS
-from evals.comparison import Comparison, compare
+from evals.comparison import Comparison, compare, compare_parts
 
 
 @dataclass(frozen=True)
@@ -39,9 +40,8 @@ def compare_checkpoints(session: Session, first: str, second: str | None = None)
         if shared is None:
             apart[benchmark] = _difference_of_settings(ours[benchmark][0], theirs[benchmark][0])
             continue
-        unit = BENCHMARKS[benchmark].unit if benchmark in BENCHMARKS else "unknown"
-        scale = 100.0 if unit == "percent" else 1.0
-        values = [{q: scale * v for q, v in question_values(session, cell.evaluation_id).items()} for cell in shared]
+        unit = _unit(benchmark)
+        values = [_values(session, cell.evaluation_id, unit) for cell in shared]
         if not values[0].keys() & values[1].keys():
             apart[benchmark] = "no verdicts per question are stored"
             continue
@@ -56,6 +56,16 @@ def shared_evaluations(session: Session, first: str, second: str, benchmark: str
     if shared is None:
         raise MissingInput(f"These two have no evaluation of {benchmark} in one comparability group; see `harness compare`.")
     return shared[0].evaluation_id, shared[1].evaluation_id
+
+
+def compare_categories(session: Session, evaluations: tuple[int, int], benchmark: str) -> list[Comparison]:
+    """Paired tests within each category of a benchmark that its answers were stored with; [] where there are not several."""
+    part_of = question_categories(session, evaluations[0])
+    if len(set(part_of.values())) < 2:
+        return []
+    unit = _unit(benchmark)
+    first, second = (_values(session, evaluation, unit) for evaluation in evaluations)
+    return compare_parts((first, second), part_of, unit)
 
 
 def parent_fingerprint(session: Session, name: str) -> str | None:
@@ -80,6 +90,16 @@ def find_checkpoint(session: Session, name: str) -> Checkpoint:
         select(Checkpoint.name).join(AnswerSet, AnswerSet.checkpoint_id == Checkpoint.id).distinct().limit(20)
     ).all()
     raise MissingInput(f"There is no checkpoint {name!r} in the registry; evaluated are {', '.join(known) or 'none yet'}.")
+
+
+def _unit(benchmark: str) -> str:
+    return BENCHMARKS[benchmark].unit if benchmark in BENCHMARKS else "unknown"
+
+
+def _values(session: Session, evaluation_id: int, unit: str) -> dict[str, float]:
+    """Verdicts per question in the benchmark's unit."""
+    scale = 100.0 if unit == "percent" else 1.0
+    return {question: scale * value for question, value in question_values(session, evaluation_id).items()}
 
 
 def _parent(session: Session, checkpoint: Checkpoint) -> Checkpoint:

@@ -5,7 +5,7 @@ evaluation: resumable, nothing paid for twice. What comes out is kept in the tab
 the data and cost nothing: they check the arithmetic and give a yardstick.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -55,7 +55,7 @@ def prepare_calibration(registry: Registry, evaluate: Evaluate, seed: int) -> tu
         texts = {(q.id, 1, 0): (q.turns[0], q.data["policy"]) for q in questions}
         with registry.write() as session:
             checkpoint = _subject(session, fingerprint, "judge agreement", "calibration", {"data": "labelled pairs of answers"})
-            key = _store_answers(session, checkpoint, one, settings, len(questions), texts)
+            key = _store_answers(session, checkpoint, one, settings, questions, texts)
         prepared.append(replace(one, settings=one.settings | {"answer_set": key}))
     return Ref(path="", fingerprint=fingerprint), prepared
 
@@ -135,7 +135,7 @@ def prepare_canaries(registry: Registry, evaluate: Evaluate, seed: int) -> dict[
             with registry.write() as session:
                 provenance = {"canary": canary, "description": description}
                 checkpoint = _subject(session, fingerprint, f"canary: {canary}", "canary", provenance)
-                key = _store_answers(session, checkpoint, one, made.answer_settings(entry, common), len(asked), answers)
+                key = _store_answers(session, checkpoint, one, made.answer_settings(entry, common), asked, answers)
             prepared.append(replace(one, settings=one.settings | {"answer_set": key}))
         if prepared:
             found[canary] = (Ref(path="", fingerprint=fingerprint), prepared)
@@ -168,13 +168,15 @@ def _store_answers(
     checkpoint: Checkpoint,
     one: BenchmarkInput,
     settings: Mapping[str, Any],
-    count: int,
+    questions: Sequence[Question],
     texts: Mapping[tuple[str, int, int], tuple[str, str]],
 ) -> str:
     """Store (question id, turn, sample) -> (prompt, answer); returns the answer set's key."""
-    found = records.get_answer_set(session, checkpoint, one.name, one.settings["version"], settings, count)
+    found = records.get_answer_set(session, checkpoint, one.name, one.settings["version"], settings, len(questions))
+    category = {question.id: question.category or None for question in questions}
     rows = [
         {"question_id": q, "turn": turn, "sample": sample, "prompt": prompt, "text": text, "finish_reason": "stop"}
+        | {"category": category[q]}
         for (q, turn, sample), (prompt, text) in texts.items()
     ]
     records.store_answers(session, found.id, rows)

@@ -195,6 +195,7 @@ def _answer_set(
 def _answer(answer: SavedAnswer) -> dict[str, Any]:
     return {
         "question_id": answer.question_id,
+        "category": answer.category,
         "turn": answer.turn,
         "sample": answer.sample,
         "prompt": answer.prompt,

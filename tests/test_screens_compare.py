@@ -12,6 +12,7 @@ from db import samples
 from db.differences import Differs, differences, evaluated_differently, made_differently
 from db.models import Answer, AnswerSet, Checkpoint, Evaluation, Judgment, now
 from db.registry import Registry
+from evals.paired import compare_categories
 from tests.sample_registry import Sample, fill
 from tests.test_dashboard import HOSTILE, TAGS, app, shown, words  # noqa: F401  (app is a fixture)
 
@@ -127,3 +128,36 @@ def test_the_length_of_an_answer_is_that_of_its_turns_per_sample(registry: Regis
             session.add(Answer(**row, text="x" * (10 + draw)))
     with registry.read() as session:
         assert samples.answer_lengths(session, 1) == {"q": 21.0}
+
+
+@pytest.fixture
+def categorised(judged: Registry) -> Registry:
+    """The same, the odd questions stored as maths and the even ones as law."""
+    with judged.write() as session:
+        for answer in session.scalars(select(Answer)):
+            answer.category = ("law", "maths")[int(answer.question_id[1:]) % 2]
+    return judged
+
+
+def test_categories_are_tested_each_by_itself(app, categorised: Registry) -> None:  # noqa: F811
+    with categorised.read() as session:
+        found = {one.benchmark: one for one in compare_categories(session, (19, 13), "alpaca_eval")}
+    assert found["maths"].difference.value == pytest.approx(25.0) and found["law"].difference.value == pytest.approx(20.0)
+    assert [(one.difference.n, one.wins, one.ties, one.losses) for one in found.values()] == [(5, 4, 1, 0), (5, 5, 0, 0)]
+    said = " ".join(words(shown(app("compare", categorised))).split())
+    assert "maths underpowered +25.00" in said and said.index("maths underpowered") < said.index("law underpowered +20.00")
+    assert "29.0 23.0" not in said, "the untested table of parts stands aside"
+
+
+def test_without_stored_categories_nothing_is_tested(judged: Registry) -> None:
+    with judged.read() as session:
+        assert compare_categories(session, (19, 13), "alpaca_eval") == []
+
+
+def test_samples_of_one_category(app, categorised: Registry) -> None:  # noqa: F811
+    test = app("samples", categorised, evaluation="19")
+    assert test.selectbox(key="category").options == ["law", "maths"]
+    test.selectbox(key="category").set_value("maths").run()
+    assert re.findall(r">q(\d)</a>", shown(test)) == ["1", "3", "5", "7", "9"]
+    test.selectbox(key="category").set_value(None).run()
+    assert len(re.findall(r">q\d</a>", shown(test))) == 10

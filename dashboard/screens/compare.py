@@ -5,7 +5,7 @@ import streamlit as st
 from core.paths import default_registry_url
 from dashboard import format as f
 from dashboard import length_outcome, markup
-from dashboard.comparison_table import EXPLAINED, comparison_table, parts_table, signed
+from dashboard.comparison_table import EXPLAINED, categories_table, comparison_table, parts_table, signed
 from dashboard.markup import Column, Markup
 from dashboard.source import empty, expected_errors, read
 from dashboard.text_diff import side_by_side
@@ -13,7 +13,8 @@ from db import differences, samples
 from db.differences import Differs
 from db.models import Judgment
 from db.values import question_values
-from evals.paired import Compared, compare_checkpoints, parent_fingerprint, shared_evaluations
+from evals.comparison import Comparison
+from evals.paired import Compared, compare_categories, compare_checkpoints, parent_fingerprint, shared_evaluations
 
 # Questions shown, those that differ most.
 FLIPPED = 20
@@ -41,6 +42,13 @@ def page() -> None:
 @st.cache_data(max_entries=500, show_spinner="Comparing")
 def _compared(url: str, pair: Pair, states: tuple[tuple[int, str, str], ...]) -> Compared:
     return read(compare_checkpoints, *pair)
+
+
+@st.cache_data(max_entries=200, show_spinner="Comparing categories")
+def _categories(
+    url: str, evaluations: tuple[int, int], benchmark: str, states: tuple[tuple[int, str, str], ...]
+) -> list[Comparison]:
+    return read(compare_categories, evaluations, benchmark)
 
 
 def _pick(known: dict[str, str]) -> Pair:
@@ -84,8 +92,14 @@ def _questions(found: Compared, pair: Pair) -> None:
     evaluations = read(shared_evaluations, *pair, benchmark)
     values = [read(question_values, evaluation) for evaluation in evaluations]
     _lengths(found, evaluations, values)
+    categories = _categories(default_registry_url(), evaluations, benchmark, read(samples.evaluation_states, *pair))
+    if categories:
+        with st.expander("By category"):
+            st.caption("Tested within each category; p adjusted over the categories (Holm).")
+            st.html(categories_table(categories))
     parts = [read(samples.breakdowns, evaluation) for evaluation in evaluations]
-    for kind in parts[0].keys() & parts[1].keys():
+    tested = {"categories", "subjects"} if categories else set()
+    for kind in sorted(parts[0].keys() & parts[1].keys() - tested):
         with st.expander(f"By {f.PARTS[kind]}"):
             st.html(parts_table(kind, (found.a, found.b), (parts[0][kind], parts[1][kind])))
     _flipped(found, evaluations, values)

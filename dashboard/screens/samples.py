@@ -75,18 +75,30 @@ def _about(of: Evaluated) -> str:
 
 
 def _list(of: Evaluated) -> None:
-    left, middle, first, second = st.columns([3, 4, 2, 2], vertical_alignment="bottom")
+    categories = sorted(set(read(samples.question_categories, of.evaluation_id).values()))
+    left, part, middle, first, second = st.columns([3, 3, 4, 2, 2], vertical_alignment="bottom")
     # A rating is no win and no loss: those can only be told apart by whether there is one.
     offered = [one for one in OUTCOMES if of.benchmark not in f.RATED or one in ("all", "failed", "cut")]
     outcome = left.selectbox("Outcome", offered, format_func=_OUTCOMES.__getitem__, key="outcome", bind="query-params")
+    # One category, or none, parts nothing; a link that names one of another benchmark's shows all.
+    category = part.selectbox(
+        "Category",
+        categories,
+        index=None,
+        placeholder="All" if len(categories) > 1 else "The benchmark has none",
+        format_func=f.plain,
+        disabled=len(categories) < 2,
+        key="category",
+        bind="query-params",
+    )
     search = middle.text_input("Search in questions and answers", key="q", bind="query-params")
     number = {"min_value": 0, "value": None, "step": 1, "placeholder": "any", "bind": "query-params"}
     least = first.number_input("At least, characters", key="least", **number)
     most = second.number_input("At most, characters", key="most", **number)
     after = _number("after") or 0
-    found = read(samples.lines, of.evaluation_id, outcome, search or "", after, PAGE_LINES + 1, (least, most))
+    found = read(samples.lines, of.evaluation_id, outcome, search or "", after, PAGE_LINES + 1, (least, most), category)
     if not found:
-        empty("No answer matches", "Choose another outcome, or search for something else.")
+        empty("No answer matches", "Choose another outcome or category, or search for something else.")
         return
     columns = [Column("Question"), Column("Verdict", numeric=True), Column("Answer", wide=True)]
     columns += [Column("Characters", numeric=True), Column("Tokens", numeric=True), Column("Ended")]
@@ -121,10 +133,11 @@ def _one(found: Sample) -> None:
     place = f"turn {answer.turn}, sample {answer.sample}" if answer.turn > 1 or answer.sample else ""
     spent = sum(j.micro_dollars for j in found.judgments)
     tokens = sum(j.tokens_in + j.tokens_out for j in found.judgments)
+    of_question = ", ".join(part for part in (f.plain(answer.category or ""), place) if part)
     st.html(
         markup.facts(
             [
-                ("Question", answer.question_id, place),
+                ("Question", answer.question_id, of_question),
                 ("Verdict", verdict, f"mean of {f.plural(len(found.judgments), 'judgment')}" if len(found.judgments) > 1 else ""),
                 ("Tokens", f.count(answer.output_tokens), f"prompt {f.count(answer.prompt_tokens)}"),
                 ("Ended", answer.finish_reason or f.ABSENT, f"seed {answer.seed}" if answer.seed is not None else ""),

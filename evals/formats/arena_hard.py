@@ -327,7 +327,10 @@ def _answer(row: Mapping[str, Any], path: Path, number: int) -> tuple[str, Saved
             f"{path}, row {number} is not an answer of Arena-Hard (no {error}); give model_answer/MODEL.jsonl."
         ) from error
     detail = {"style": dict(style)} if style else {}
-    return model, SavedAnswer(_question(row), text or "", prompt=prompt, output_tokens=int(tokens or 0), detail=detail)
+    category = row.get("category")
+    return model, SavedAnswer(
+        _question(row), text or "", prompt=prompt, output_tokens=int(tokens or 0), category=category, detail=detail
+    )
 
 
 def _read_style_table(path: Path, found: _Files) -> None:

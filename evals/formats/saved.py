@@ -29,6 +29,7 @@ class SavedAnswer:
     sample: int = 0
     prompt: str = ""
     output_tokens: int = 0
+    category: str | None = None
     detail: Mapping[str, Any] = field(default_factory=dict)
 
 
