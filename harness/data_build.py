@@ -3,7 +3,7 @@
 import contextlib
 import shutil
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,6 +15,7 @@ from core.artifacts import Artifact, Store, write_durably
 from core.errors import RecipeError, RunInUse, StageFailed
 from core.stage import Spec
 from harness import executor
+from harness.catalogue import nearest
 from harness.console import Reporter
 from harness.lock import run_lock
 from harness.markdown import front_matter, inline
@@ -46,6 +47,11 @@ class DataPlan:
 
 def plan_data(name: str, overrides: list[str] | None = None) -> DataPlan:
     """The data stage of a mixture or recipe, by name or path. Raises RecipeError, MissingInput, HashMismatch."""
+    known = {**shipped_mixtures(), **shipped()}
+    if name not in known and not Path(name).expanduser().is_file():
+        raise RecipeError(
+            f"No mixture or recipe {name!r}{nearest(name, known)}; use one of {', '.join(known)}, or the path of a YAML file."
+        )
     if not _is_recipe(name):
         if overrides:
             raise RecipeError("--set is for recipes; copy the mixture's file, change it and give its path.")
@@ -132,7 +138,7 @@ def _plan(title: str, data: Data, evaluate: Evaluate | None, seed: int) -> Plan:
 
 
 @contextlib.contextmanager
-def _lock(folder: Path, name: str) -> Any:
+def _lock(folder: Path, name: str) -> Iterator[None]:
     try:
         with run_lock(folder, name):
             yield

@@ -9,6 +9,7 @@ from typer.testing import CliRunner
 
 from core.artifacts import read_rows, write_rows
 from core.errors import MissingInput, RecipeError, RunInUse
+from core.stage import Spec, Stage
 from harness.catalogue import load_catalogue
 from harness.cli import app
 from harness.console import Reporter
@@ -19,6 +20,7 @@ from harness.plan import build_plan
 from harness.recipe import Data
 from harness.recipe_file import load_recipe
 from harness.resolve import resolve, resolve_questions, resolve_sources, resolve_tokenizer
+from train.data import run
 from train.mixing import at_most_per_prompt, in_seeded_order, repeated, weighted
 
 
@@ -112,9 +114,32 @@ def test_faults_of_a_mixture_are_named(home: Path, tmp_path: Path, fields: dict,
         load_mixture(mixture(tmp_path / "mine.yaml", **fields))
 
 
+@pytest.mark.parametrize(
+    ("overrides", "said"),
+    [
+        (["data.sources.1.use=sft"], "starter_prompts|no source of prompts"),
+        (["data.sources.0.use=prompts"], "no preferences to train a reward model on"),
+        (["data.sources.0.use=sft"], "no preferences to train a reward model on"),
+        (["data.sources.0.weight=-1"], "data.sources.0.weight"),
+        (
+            ["data.sources.0.filters={min_chars: 1}"],
+            "unknown key 'data.sources.0.filters.min_chars'; did you mean 'min_characters'",
+        ),
+        (["data={mixture: starters}"], "No mixture 'starters' .did you mean starter"),
+    ],
+)
+def test_data_that_do_not_fit_the_run_are_refused_with_the_recipe(home: Path, overrides: list[str], said: str) -> None:
+    with pytest.raises(RecipeError, match=said):
+        load_recipe("quickstart", overrides)
+
+
 def test_what_is_no_mixture_is_said_in_a_sentence(home: Path, tmp_path: Path) -> None:
     with pytest.raises(RecipeError, match="did you mean public"):
         plan_data("publik")
+    with pytest.raises(RecipeError, match="did you mean quickstart"):
+        plan_data("quikstart")
+    with pytest.raises(RecipeError, match="did you mean public"):
+        load_mixture("publik")
     with pytest.raises(RecipeError, match="not a mixture"):
         load_mixture(str(_text(tmp_path / "list.yaml", "- a\n")))
     with pytest.raises(RecipeError, match="not valid YAML"):
@@ -185,7 +210,11 @@ def test_tokens_are_counted_by_the_tokenizer_that_is_named(home: Path, tmp_path:
     source = {"name": str(tmp_path / "mine.jsonl"), "use": "prompts", "filters": {"max_tokens": most}}
     name = mixture(tmp_path / "mine.yaml", sources=[source], tokenizer=str(tiny_llama), benchmarks=[])
     planned = plan_data(name)
-    card = json.loads(build_data(planned, Reporter())[0].file("card.json").read_text())
+    inputs = {name: {"path": ref.path, "fingerprint": ref.fingerprint} for name, ref in planned.node.inputs.items()}
+    stage = Stage(Spec("data", 2, "by-tokens", planned.node.settings, inputs, str(tmp_path / "store")))
+    stage.work.mkdir(parents=True)
+    run(stage)  # in this process: transformers is imported here already
+    card = json.loads((stage.work / "card.json").read_text())
     assert card["sources"]["mine"]["dropped"] == {"too_many_tokens": 3}
     assert planned.node.inputs["tokenizer"].fingerprint[:12] in card["statistics_in"]
     with pytest.raises(MissingInput, match="no tokenizer"):
