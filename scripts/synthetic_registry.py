@@ -131,7 +131,12 @@ def _cells(i: int) -> Iterator[tuple[int, str]]:
 
 
 def _answer(at: int, question: int) -> dict[str, Any]:
-    row = {"answer_set_id": at, "question_id": f"synthetic-{question}", "prompt": f"Synthetic question {question}."}
+    row = {
+        "answer_set_id": at,
+        "question_id": f"synthetic-{question}",
+        "category": f"part {question % 8}",
+        "prompt": f"Synthetic question {question}.",
+    }
     row |= {"text": f"Synthetic answer {at} to {question}. {FILLER}", "finish_reason": "stop", "output_tokens": 200}
     return row | {"turn": 1, "sample": 0, "prompt_tokens": 20, "detail": {}}
 
