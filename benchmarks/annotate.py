@@ -3,11 +3,12 @@
     HARNESS_DATA=... python -m benchmarks.annotate CHECKPOINT [--texts hh_rlhf|alpaca_eval] [--prompts 256] [--peer-samples 128]
 
 CHECKPOINT: a causal language model; it gets a random head with one output (a reward's value costs what it costs whatever
-it is) and is run in float32 on this machine's GPU or CPU. 8 answers to each prompt. `hh_rlhf`: dialogues of the human
-harmless set, each with its own two responses and six of other dialogues, so that prompts and answers have real lengths;
-`alpaca_eval`: single instructions, each with the answers of eight published models. The peer is transformers'
-text-classification pipeline with function_to_apply "none", batch size 1 and truncation; on a slow machine it scores an
-evenly spread subset, and speeds are compared per sample. Claim: at least 5 times as fast, rewards equal to 1e-4.
+it is) and is run on this machine's GPU or CPU, both sides in float32, or in bfloat16 as Online-RLHF does. 8 answers to each
+prompt. `hh_rlhf`: dialogues of the human harmless set, each with its own two responses and six of other dialogues, so that
+prompts and answers have real lengths; `alpaca_eval`: single instructions, each with the answers of eight published models.
+The peer is transformers' text-classification pipeline with function_to_apply "none", batch size 1 and truncation; on a slow
+machine it scores an evenly spread subset, and speeds are compared per sample. Claim: at least 5 times as fast, rewards equal
+to 1e-4 in float32.
 """
 
 import argparse
@@ -70,13 +71,13 @@ TEXTS: dict[str, Callable[[Path, int], Conversations]] = {
 }
 
 
-def make_reward_model(checkpoint: Path, folder: Path) -> Path:
-    """`checkpoint` with a seeded random head, in float32."""
+def make_reward_model(checkpoint: Path, folder: Path, dtype: str) -> Path:
+    """`checkpoint` with a seeded random head."""
     import torch
     from transformers import AutoModelForSequenceClassification
 
     torch.manual_seed(0)
-    model = AutoModelForSequenceClassification.from_pretrained(checkpoint, num_labels=1, dtype=torch.float32)
+    model = AutoModelForSequenceClassification.from_pretrained(checkpoint, num_labels=1, dtype=getattr(torch, dtype))
     tokenizer = load_tokenizer(checkpoint)
     model.config.pad_token_id = tokenizer.pad_token_id
     model.save_pretrained(folder)
@@ -84,7 +85,7 @@ def make_reward_model(checkpoint: Path, folder: Path) -> Path:
     return folder
 
 
-def theirs(checkpoint: Path, conversations: Conversations, max_length: int) -> tuple[list[float], float]:
+def theirs(checkpoint: Path, conversations: Conversations, max_length: int, dtype: str) -> tuple[list[float], float]:
     """(rewards, seconds) of the pipeline, loading excluded."""
     import torch
     from transformers import pipeline
@@ -96,7 +97,7 @@ def theirs(checkpoint: Path, conversations: Conversations, max_length: int) -> t
         model=str(checkpoint),
         tokenizer=tokenizer,
         device=0 if torch.cuda.is_available() else -1,
-        dtype=torch.float32,
+        dtype=getattr(torch, dtype),
         truncation=True,
     )
     texts = [tokenizer.apply_chat_template(c, tokenize=False) for c in conversations]
@@ -106,11 +107,13 @@ def theirs(checkpoint: Path, conversations: Conversations, max_length: int) -> t
     return rewards, time.perf_counter() - began
 
 
-def ours(checkpoint: Path, conversations: Conversations, max_length: int, batch_tokens: int | None) -> tuple[list[float], float]:
+def ours(
+    checkpoint: Path, conversations: Conversations, max_length: int, dtype: str, batch_tokens: int | None
+) -> tuple[list[float], float]:
     """(rewards, seconds) of `BradleyTerryScorer` without its cache, all as one shard (a recipe's shards hold 512 prompts);
     loading excluded."""
     resources = {} if batch_tokens is None else {"batch_tokens": batch_tokens}
-    scorer = BradleyTerryScorer(checkpoint, max_length=max_length, dtype="float32", resources=resources)
+    scorer = BradleyTerryScorer(checkpoint, max_length=max_length, dtype=dtype, resources=resources)
     scorer.score(conversations[:ANSWERS])
     began = time.perf_counter()
     return scorer.score(conversations), time.perf_counter() - began
@@ -123,6 +126,7 @@ def main() -> None:
     parser.add_argument("--prompts", type=int, default=256)
     parser.add_argument("--peer-samples", type=int, default=128, help="how many samples the peer scores")
     parser.add_argument("--max-length", type=int, default=2048)
+    parser.add_argument("--dtype", choices=("float32", "bfloat16"), default="float32", help="of both sides")
     parser.add_argument("--batch-tokens", type=int, help="padded tokens of one forward pass here (default: the scorer's own)")
     parser.add_argument("--json", action="store_true", help="print the figures as one line of JSON")
     arguments = parser.parse_args()
@@ -134,16 +138,17 @@ def main() -> None:
     # Every step-th sample, at a stride that meets every place among a prompt's answers.
     subset = [i for i in range(0, len(conversations), step + (step % 2 == 0))][: arguments.peer_samples]
     with tempfile.TemporaryDirectory() as name:
-        checkpoint = make_reward_model(arguments.checkpoint, Path(name))
+        checkpoint = make_reward_model(arguments.checkpoint, Path(name), arguments.dtype)
         tokenizer = load_tokenizer(checkpoint)
         lengths = [len(render(tokenizer, c, add_generation_prompt=False)[1]) for c in conversations]
         prompts = [len(render(tokenizer, c[:-1])[1]) for c in conversations]
-        mine, my_seconds = ours(checkpoint, conversations, arguments.max_length, arguments.batch_tokens)
-        other, other_seconds = theirs(checkpoint, [conversations[i] for i in subset], arguments.max_length)
+        mine, my_seconds = ours(checkpoint, conversations, arguments.max_length, arguments.dtype, arguments.batch_tokens)
+        other, other_seconds = theirs(checkpoint, [conversations[i] for i in subset], arguments.max_length, arguments.dtype)
     import torch
 
     figures = {
         "texts": arguments.texts,
+        "dtype": arguments.dtype,
         "samples": len(conversations),
         "tokens": sum(lengths),
         "prompt_tokens_mean": sum(prompts) / len(prompts),
@@ -161,7 +166,7 @@ def main() -> None:
     if arguments.json:
         print(json.dumps(figures))
         return
-    print(f"{figures['machine']}, {os.cpu_count()} cores, {figures['threads']} threads, float32, {arguments.texts}")
+    print(f"{figures['machine']}, {os.cpu_count()} cores, {figures['threads']} threads, {arguments.dtype}, {arguments.texts}")
     print(f"prompts of {figures['prompt_tokens_mean']:.0f} tokens, answers of {figures['answer_tokens_mean']:.0f}\n")
     print(f"{'':<22}{'samples':>9}{'tokens':>10}{'seconds':>10}{'samples/s':>11}")
     for label, prefix in (("here", ""), ("pipeline, batch 1", "peer_")):
