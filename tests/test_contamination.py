@@ -1,8 +1,11 @@
 """Contamination: the 8-gram rule, on made and on public questions."""
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
-from train.contamination import BenchmarkIndex, QuestionIndex, question_texts
+from train.contamination import MAX_OVERLAP, NGRAM, BenchmarkIndex, QuestionIndex, question_texts
+from train.filters import words
 
 
 def turns(*texts: str) -> list[dict[str, str]]:
@@ -48,3 +51,25 @@ def test_questions_of_several_benchmarks_are_found_in_one_pass():
     assert index.hits(turns(f"{QUESTION}? {other}.")) == {"one": {1: 1.0}, "two": {0: 1.0}}
     assert index.hits(turns("who are you")) == {"one": {0: 1.0}}
     assert index.hits(turns("Nothing of that")) == {}
+
+
+def covered_by_hand(question: str, prompt: str) -> float:
+    """Share of the question's tokens in an 8-gram that the prompt has too: token by token, without an index."""
+    asked, said = words(question), words(prompt)
+    grams = [said[i : i + NGRAM] for i in range(len(said) - NGRAM + 1)]
+    marked = [False] * len(asked)
+    for start in range(len(asked) - NGRAM + 1):
+        if asked[start : start + NGRAM] in grams:
+            marked[start : start + NGRAM] = [True] * NGRAM
+    return sum(marked) / len(asked)
+
+
+WORDS = st.lists(st.sampled_from("abc"), min_size=8, max_size=30).map(" ".join)
+
+
+@given(st.lists(WORDS, min_size=1, max_size=4), WORDS)
+def test_the_index_says_what_counting_by_hand_says(questions, prompt):
+    found = QuestionIndex(questions).hits(turns(prompt))
+    for number, question in enumerate(questions):
+        share = covered_by_hand(question, prompt)
+        assert found.get(number, 0.0) == (pytest.approx(share) if share > MAX_OVERLAP else 0.0)

@@ -6,9 +6,12 @@ a bad step), so every stage that writes weights verifies them from disk before i
 
 import json
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from core.errors import MissingInput, RecipeError
+
+if TYPE_CHECKING:
+    from train.saving import Probe
 
 
 def weight_shapes(folder: Path) -> dict[str, tuple[int, ...]]:
@@ -66,16 +69,19 @@ def model_class(folder: Path) -> Any:
     return found
 
 
-def verify_checkpoint(folder: Path) -> dict[str, int]:
+def verify_checkpoint(folder: Path, probe: "Probe | None" = None) -> dict[str, int]:
     """Check a checkpoint from disk; returns {"tensors", "parameters"}.
 
     Every tensor of the architecture is there with its shape and none besides (tied ones may be absent), all values are
-    finite, tokenizer and chat template reload, and a forward pass gives finite outputs.
+    finite, tokenizer and chat template reload, tied tensors are one after loading, and a forward pass gives finite outputs:
+    those of the trained model, where `probe` tells them (`train.saving`).
     Raises ValueError: the checkpoint was written by us, so a fault is our defect, not the user's.
     """
     import torch
     from safetensors import safe_open
     from transformers import AutoConfig, AutoTokenizer
+
+    from train.saving import require_same_outputs
 
     folder = Path(folder)
     config = AutoConfig.from_pretrained(folder)
@@ -98,9 +104,14 @@ def verify_checkpoint(folder: Path) -> dict[str, int]:
     messages = [{"role": "user", "content": "Hello"}]
     ids = tokenizer.apply_chat_template(messages, add_generation_prompt=True, return_dict=True, return_tensors="pt")["input_ids"]
     model = model_class(folder).from_pretrained(folder, dtype="auto").eval()
+    for name, source in model.all_tied_weights_keys.items():
+        if model.get_parameter(name).data_ptr() != model.get_parameter(source).data_ptr():
+            raise ValueError(f"{folder}: {name} and {source} are one tensor by its configuration, but load as two.")
     with torch.no_grad():
         if not torch.isfinite(model(input_ids=ids).logits).all():
             raise ValueError(f"{folder}: a forward pass gives NaN or infinity.")
+    if probe is not None:
+        require_same_outputs(model, probe, stored_dtype(folder))
     return {"tensors": len(found), "parameters": count_parameters(folder)}
 
 

@@ -20,9 +20,10 @@ from core.artifacts import read_rows
 from core.errors import MissingInput, RecipeError
 from core.stage import Stage, main
 from train.chat import load_tokenizer, render
-from train.checkpoint import rows_file, verify_checkpoint
+from train.checkpoint import rows_file
 from train.logprobs import truncated_pair
 from train.loop import finish, mean_of, train_and_save
+from train.lora import lora_config
 from train.losses import dpo_losses, find_loss
 from train.optimisation import load_dtype, prepare_process, require_training_space, training_arguments
 
@@ -142,7 +143,6 @@ def run(stage: Stage) -> dict[str, Any]:
     history = train_and_save(trainer, stage, policy)
     if not stage.is_main:
         return {}
-    verify_checkpoint(stage.work / "checkpoint")
     finish(stage)
     metrics = {
         "train_loss": mean_of(history, "loss"),
@@ -202,6 +202,7 @@ def make_trainer(stage: Stage, policy: Path, tokenizer: Any, rows: Rows, heldout
         eval_dataset=Dataset.from_list(heldout) if heldout else None,
         processing_class=tokenizer,
         callbacks=[StageCallback(stage, kl)],
+        peft_config=lora_config(settings, "CAUSAL_LM"),
         pair_loss=partial(loss.function, beta=beta, **settings.get("loss_options", {})) if loss else None,
     )
 

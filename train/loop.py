@@ -10,12 +10,14 @@ from pathlib import Path
 from typing import Any
 
 from core.stage import Stage
-from train.checkpoint import stored_dtype
+from train.checkpoint import stored_dtype, verify_checkpoint
+from train.lora import merged, save_adapter
 from train.rolling import keep_only, newest_complete
+from train.saving import require_same_tensors, require_tied, take_probe
 
 
 def train_and_save(trainer: Any, stage: Stage, source: Path, tokenizer: Any = None) -> list[dict[str, Any]]:
-    """Train (or go on training), write `stage.work/checkpoint`, and end the process group; all ranks call it.
+    """Train (or go on training), write and verify `stage.work/checkpoint`, and end the process group; all ranks call it.
 
     Weights are stored in the dtype of `source`, the checkpoint that training started from. `tokenizer` is saved with
     them; None copies the files of `source` unchanged, as well as its configuration. Returns the log history:
@@ -31,8 +33,11 @@ def train_and_save(trainer: Any, stage: Stage, source: Path, tokenizer: Any = No
     _barrier()
     trainer.train(resume_from_checkpoint=str(resume) if resume else None)
     history = [entry for entry in trainer.state.log_history if "loss" in entry]
+    probe = take_probe(trainer)
     _save(trainer, stage.work / "checkpoint", source, tokenizer, stage.is_main)
     _leave(trainer)
+    if stage.is_main:
+        verify_checkpoint(stage.work / "checkpoint", probe)
     return history
 
 
@@ -54,17 +59,25 @@ def mean_of(history: list[dict[str, Any]], name: str, last_share: float = 1.0) -
 
 
 def _save(trainer: Any, folder: Path, source: Path, tokenizer: Any, is_main: bool) -> None:
+    """Write `folder` from all ranks' weights; an adapter is merged into it and written beside, as `adapter/`."""
+    from accelerate.utils import is_peft_model
     from transformers import AutoConfig
 
     state = trainer.accelerator.get_state_dict(trainer.model_wrapped)  # gathers the shards of ZeRO-3: all ranks take part
     if is_main:
         dtype, model = stored_dtype(source), trainer.accelerator.unwrap_model(trainer.model_wrapped)
         shutil.rmtree(folder, ignore_errors=True)
+        if is_peft_model(model):
+            adapter = model.peft_config["default"]
+            save_adapter(model, state, folder.with_name("adapter"))
+            state, model = merged(state, adapter.lora_alpha / adapter.r), model.get_base_model()
+        require_tied(state, model.all_tied_weights_keys)
         for name in model.all_tied_weights_keys:
             state.pop(name, None)
         for name in list(state):
             state[name] = state[name].to(device="cpu", dtype=dtype).contiguous()
         model.save_pretrained(folder, state_dict=state)
+        require_same_tensors(folder, state)
         # save_pretrained records the dtype of the weights in memory, and trl has put its padding token into the config.
         config = model.config if tokenizer else AutoConfig.from_pretrained(source)
         config.architectures = [type(model).__name__]

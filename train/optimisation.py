@@ -1,8 +1,8 @@
 """From training settings to a trainer's arguments, a DeepSpeed configuration and the command that starts the ranks.
 
 Settings (what is computed) and resources (how) are those of docs/architecture.md. ZeRO is used whenever `zero_stage`
-is not null, on GPUs and on CPUs (gloo); DeepSpeed's own optimisers and offloading are left out, so nothing is compiled
-for an optimiser.
+is not null, on GPUs and on CPUs (gloo). DeepSpeed's own optimisers are left out, so nothing is compiled for one: an
+offloaded optimiser is torch's, stepping on the CPU.
 """
 
 import os
@@ -13,6 +13,7 @@ from typing import Any
 from core.errors import RecipeError
 from core.stage import Stage, require_free_space
 from train.checkpoint import count_parameters
+from train.lora import adapter_parameters, require_targets
 
 PRECISIONS = ("fp32", "bf16_autocast", "bf16")
 
@@ -90,8 +91,16 @@ def prepare_process(settings: dict[str, Any]) -> None:
             del os.environ["ACCELERATE_USE_DEEPSPEED"]
 
 
-def deepspeed_config(settings: dict[str, Any], micro_batch_size: int, accumulation: int) -> dict[str, Any]:
-    """DeepSpeed's configuration for ZeRO stage 1, 2 or 3; optimiser and schedule stay with the trainer."""
+OFFLOADS = ("optimizer", "optimizer_and_parameters")
+
+
+def deepspeed_config(
+    settings: dict[str, Any], micro_batch_size: int, accumulation: int, offload: str | None = None
+) -> dict[str, Any]:
+    """DeepSpeed's configuration for ZeRO stage 1, 2 or 3; optimiser and schedule stay with the trainer.
+
+    `offload`: one of `OFFLOADS`, or None. Raises RecipeError for stages and offloads that do not exist together.
+    """
     stage = settings["zero_stage"]
     if stage not in (1, 2, 3):
         raise RecipeError(f"zero_stage {stage!r} does not exist; choose null, 1, 2 or 3.")
@@ -99,8 +108,15 @@ def deepspeed_config(settings: dict[str, Any], micro_batch_size: int, accumulati
     if stage == 3:
         # Without gathering, saving under ZeRO-3 writes a checkpoint without weights.
         zero["stage3_gather_16bit_weights_on_model_save"] = True
+    if offload is not None:
+        if offload not in OFFLOADS or (offload != "optimizer" and stage != 3):
+            raise RecipeError(f"zero_offload {offload!r} does not exist under ZeRO stage {stage}; set zero_offload to optimizer.")
+        zero["offload_optimizer"] = {"device": "cpu", "pin_memory": True}
+        if offload == "optimizer_and_parameters":
+            zero["offload_param"] = {"device": "cpu", "pin_memory": True}
     return {
         "zero_optimization": zero,
+        "zero_force_ds_cpu_optimizer": False,
         "bf16": {"enabled": settings["precision"] != "fp32"},
         "gradient_clipping": settings["max_grad_norm"],
         "train_micro_batch_size_per_gpu": micro_batch_size,
@@ -157,7 +173,7 @@ def training_arguments(config_class: Any, stage: Stage, examples: int, **extra: 
         "ddp_backend": "gloo" if ranks > 1 and not on_gpu else None,
     }
     if zero:
-        arguments["deepspeed"] = deepspeed_config(settings, micro, accumulation)
+        arguments["deepspeed"] = deepspeed_config(settings, micro, accumulation, resources.get("zero_offload"))
         if not on_gpu:
             arguments["accelerator_config"] = {"use_configured_state": True}
     return config_class(**arguments, **extra)
@@ -181,7 +197,14 @@ def load_dtype(settings: dict[str, Any]) -> Any:
 
 
 def require_training_space(stage: Stage, policy: Path) -> None:
-    """Raise DiskFull unless the final checkpoint, and two rolling ones while they are exchanged, fit on the disk."""
-    parameters = count_parameters(policy)
-    rolling = 2 * _ROLLING_BYTES * parameters if stage.spec.resources.get("save_steps") else 0
+    """Raise DiskFull unless the final checkpoint, and two rolling ones while they are exchanged, fit on the disk.
+
+    Raises RecipeError too, where an adapter is asked for on layers that the policy has not.
+    """
+    parameters, lora = count_parameters(policy), stage.settings.get("lora")
+    trained = parameters
+    if lora is not None:
+        require_targets(policy, stage.settings)
+        trained = adapter_parameters(policy, lora)
+    rolling = 2 * _ROLLING_BYTES * trained if stage.spec.resources.get("save_steps") else 0
     require_free_space(stage.work, 4 * parameters + rolling, f"Training ({stage.spec.stage}) with its rolling checkpoints")

@@ -23,8 +23,9 @@ from core.seeds import derive_seed
 from core.stage import Stage, main
 from train.calibration import reliability
 from train.chat import load_tokenizer
-from train.checkpoint import rows_file, verify_checkpoint
+from train.checkpoint import rows_file
 from train.loop import finish, mean_of, train_and_save
+from train.lora import lora_config
 from train.optimisation import load_dtype, prepare_process, require_training_space, training_arguments
 from train.preference_metrics import heldout_metrics, position_warning
 from train.preference_model import PairwisePreferenceModel, Question
@@ -113,7 +114,6 @@ def run(stage: Stage) -> dict[str, Any]:
     history = train_and_save(make_trainer(stage, policy, tokenizer, examples), stage, policy)
     if not stage.is_main:
         return {}
-    verify_checkpoint(stage.work / "checkpoint")
     pairs = len(rows) - counts["dropped_length"] - counts["dropped_context"]
     metrics = {"train_loss": mean_of(history, "loss"), "pairs": pairs, "dropped": len(rows) - pairs, "examples": len(examples)}
     metrics |= counts | evaluate(stage.work, heldout, settings["max_length"])
@@ -138,6 +138,7 @@ def make_trainer(stage: Stage, policy: Path, tokenizer: Any, examples: list[dict
         train_dataset=Dataset.from_list(examples),
         processing_class=tokenizer,
         callbacks=[StageCallback(stage)],
+        peft_config=lora_config(stage.settings, "CAUSAL_LM"),
     )
 
 

@@ -21,7 +21,7 @@ from train.chat import Message, load_tokenizer
 from train.loading import load_complete
 from train.preference_prompt import encode, label_ids
 from train.preference_self_test import require_known_pairs
-from train.scorers import DTYPES
+from train.scorers import DTYPES, prepare_scoring
 from train.tournament import TOURNAMENTS, Outcome, Ranking, play
 
 Question = tuple[list[Message], str, str]
@@ -56,16 +56,10 @@ class PairwisePreferenceModel:
     """
 
     def __init__(self, checkpoint: Path, *, max_length: int = 3072, dtype: str = "auto", resources: dict[str, Any] | None = None):
-        import torch
         from transformers import AutoModelForCausalLM
 
-        if dtype not in DTYPES:
-            raise RecipeError(f"dtype {dtype!r} is not known; use one of {', '.join(DTYPES)}.")
         resources = resources or {}
-        if "threads" in resources:
-            torch.set_num_threads(resources["threads"])
-        self.device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-        self.batch_tokens = resources.get("batch_tokens", 65536 if self.device.type == "cuda" else 8192)
+        self.device, self.batch_tokens = prepare_scoring(dtype, resources)
         self.max_length = max_length
         self.truncated: list[bool] = []
         self.tokenizer = load_tokenizer(checkpoint)

@@ -16,9 +16,10 @@ from core.errors import MissingInput, RecipeError
 from core.stage import Stage, main
 from train.calibration import reliability, sigmoid
 from train.chat import load_tokenizer, render, special_ids
-from train.checkpoint import rows_file, verify_checkpoint
+from train.checkpoint import rows_file
 from train.filters import context_text
 from train.loop import finish, mean_of, train_and_save
+from train.lora import lora_config
 from train.optimisation import load_dtype, prepare_process, require_training_space, training_arguments
 from train.reward_metrics import chance_warning, heldout_metrics
 from train.reward_parity import require_parity
@@ -118,7 +119,6 @@ def run(stage: Stage) -> dict[str, Any]:
     if not stage.is_main:
         return {}
     del trainer
-    verify_checkpoint(stage.work / "checkpoint")
     metrics = {"train_loss": mean_of(history, "loss"), "pairs": len(examples), **counts}
     metrics |= evaluate(stage.work, heldout, settings["max_length"])
     if warning := chance_warning(metrics):
@@ -151,6 +151,7 @@ def make_trainer(stage: Stage, policy: Path, tokenizer: Any, examples: list[dict
         train_dataset=Dataset.from_list(examples),
         processing_class=tokenizer,
         callbacks=[StageCallback(stage)],
+        peft_config=lora_config(settings, "SEQ_CLS"),
         label_smoothing=settings.get("label_smoothing", 0.0),
         center_rewards_coefficient=settings["center_rewards_coefficient"],
     )

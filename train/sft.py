@@ -13,8 +13,9 @@ from core.artifacts import read_rows
 from core.errors import MissingInput
 from core.stage import Stage, main
 from train.chat import load_tokenizer
-from train.checkpoint import rows_file, verify_checkpoint
+from train.checkpoint import rows_file
 from train.loop import finish, mean_of, train_and_save
+from train.lora import lora_config
 from train.optimisation import load_dtype, prepare_process, require_training_space, training_arguments
 from train.packing import PackedCollator, fill_ratio, pack, packed_attention
 from train.spans import IGNORED, labelled
@@ -55,7 +56,6 @@ def run(stage: Stage) -> dict[str, Any]:
     history = train_and_save(trainer, stage, policy)
     if not stage.is_main:
         return {}
-    verify_checkpoint(stage.work / "checkpoint")
     finish(stage)
     metrics = {
         "train_loss": mean_of(history, "loss"),
@@ -99,6 +99,7 @@ def make_trainer(stage: Stage, policy: Path, tokenizer: Any, rows: list[dict[str
         train_dataset=Dataset.from_list(rows),
         processing_class=tokenizer,
         callbacks=[StageCallback(stage)],
+        peft_config=lora_config(settings, "CAUSAL_LM"),
         **({"data_collator": collator} if settings["packing"] else {}),
     )
 

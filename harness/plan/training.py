@@ -15,6 +15,10 @@ def training_settings(section: Training, seed: int) -> tuple[dict[str, Any], dic
     elsewhere = {"enabled", "checkpoint", "start", "data", "held_out_pairs", "self_test"}
     values = section.model_dump(mode="json", exclude=elsewhere | set(LOSS_KEYS))
     resources = {k: values.pop(k) for k in _RESOURCES}
+    if (offload := values.pop("zero_offload")) is not None:
+        resources["zero_offload"] = offload
+    if values["lora"] is None:  # it came later
+        del values["lora"]
     if values["warmup_steps"]:
         values["warmup_ratio"] = 0.0
     return values | {"seed": seed}, resources

@@ -36,7 +36,8 @@ class Filters(Section):
 
 class DataSource(Section):
     name: str
-    """A catalogue name (`harness data list`) or the path of a local JSONL file in standard form."""
+    """A catalogue name (`harness data list`) or the path of a local file (.jsonl, .json, .parquet; .gz) with rows {messages},
+    {chosen, rejected} or as trl reads them: {prompt, chosen, rejected}, {prompt, completion}, {prompt}."""
     use: Use
     """preferences: pairs; prompts: answered in the iterations; sft: demonstrations, in place of the chosen replies."""
     split: str | None = None

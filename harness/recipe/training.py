@@ -6,6 +6,33 @@ from pydantic import Field, model_validator
 
 from harness.recipe.sections import Fraction, Model, NonNegative, Positive, Section
 
+# Parts of a model that no adapter goes to: embeddings, which the head may share, and heads, whose weights trl reads directly.
+_NO_TARGETS = ("embed_tokens", "lm_head", "score")
+
+
+class LoRA(Section):
+    """Low-rank adapters (arXiv 2106.09685). Saved is the full model with the adapter merged, and the adapter beside it."""
+
+    r: Positive = 16
+    """Rank."""
+    alpha: float = Field(32.0, gt=0)
+    """The update is multiplied by alpha / r."""
+    dropout: float = Field(0.0, ge=0, lt=1)
+    """Of the adapter's inputs."""
+    target_modules: Literal["all-linear"] | list[str] = "all-linear"
+    """Names of layers, such as q_proj and v_proj; or every linear layer but the head."""
+
+    @model_validator(mode="after")
+    def _targets_can_be_merged(self) -> "LoRA":
+        if not self.target_modules:
+            raise ValueError("target_modules names no layer; use all-linear, or leave lora out")
+        taken = [name for name in _NO_TARGETS if name in self.target_modules]
+        if taken:
+            raise ValueError(
+                f"target_modules names {', '.join(taken)}, which cannot take an adapter; leave embeddings and heads out"
+            )
+        return self
+
 
 class Training(Section):
     """What SFT, reward and DPO training share."""
@@ -28,6 +55,11 @@ class Training(Section):
     gradient_checkpointing: bool = False
     zero_stage: Literal[1, 2, 3] | None = None
     """DeepSpeed ZeRO stage; None trains plainly."""
+    zero_offload: Literal["optimizer", "optimizer_and_parameters"] | None = None
+    """What DeepSpeed keeps in the CPUs' memory, where steps become slower and larger models fit; parameters under zero_stage 3
+    only."""
+    lora: LoRA | None = None
+    """Train low-rank adapters instead of all weights; learning rates are about ten times those of full training."""
     micro_batch_size: Positive = 4
     num_processes: Positive = 1
     save_steps: Positive = 50
@@ -40,6 +72,12 @@ class Training(Section):
             raise ValueError(f"batch_size {self.batch_size} is not a multiple of micro_batch_size x num_processes = {per_step}")
         if self.zero_stage and self.precision == "bf16":
             raise ValueError("ZeRO keeps fp32 master weights; set precision to bf16_autocast (or fp32) with a zero_stage")
+        if self.zero_offload and self.zero_stage is None:
+            raise ValueError("zero_offload is DeepSpeed's; set zero_stage to 1, 2 or 3, or leave it out")
+        if self.zero_offload == "optimizer_and_parameters" and self.zero_stage != 3:
+            raise ValueError("only ZeRO stage 3 offloads parameters; set zero_stage to 3 or zero_offload to optimizer")
+        if self.zero_offload and self.optimizer == "paged_adamw_32bit":
+            raise ValueError("paged_adamw_32bit steps on the GPU; set optimizer to adamw_torch with zero_offload")
         return self
 
 
