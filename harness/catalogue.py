@@ -123,7 +123,7 @@ def get_entry(name: str) -> Entry:
     if name not in entries:
         raise MissingInput(
             f"No data set {name!r}{nearest(name, entries)}; `harness data list` names all of them, and the path of a .jsonl "
-            "file in standard form is taken too."
+            "or .parquet file is taken too."
         )
     return entries[name]
 

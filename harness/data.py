@@ -20,6 +20,8 @@ from harness.download import download
 from harness.hub_data import locked_files, pin
 
 Row = dict[str, Any]
+LOCAL = (".jsonl", ".jsonl.gz", ".json", ".json.gz", ".parquet")
+"""Endings of local files that can be a data source."""
 _CHUNK = 1 << 20
 _hashes: dict[tuple[Path, int, int], str] = {}
 
@@ -55,7 +57,7 @@ def content_sha256(path: Path) -> str:
 
 
 def locate(name: str) -> list[Located]:
-    """The verified files of a data set, or of a local .jsonl file given by its path.
+    """The verified files of a data set, or of a local file of rows given by its path.
 
     Raises MissingInput for what is not here, HashMismatch for what differs.
     """
@@ -68,8 +70,14 @@ def locate(name: str) -> list[Located]:
 
 
 def is_local_rows(name: str) -> bool:
-    """Whether a source's name is the path of a file in standard form rather than a catalogue name."""
-    return name.endswith((".jsonl", ".jsonl.gz"))
+    """Whether a source's name is the path of a file of rows (`train.standard_rows`) rather than a catalogue name."""
+    return name.endswith(LOCAL)
+
+
+def local_source(name: str) -> tuple[str, str]:
+    """(name without folder and ending, reader) of a local file."""
+    suffix = next(suffix for suffix in LOCAL if name.endswith(suffix))
+    return Path(name).name.removesuffix(suffix), "parquet" if suffix == ".parquet" else "jsonl"
 
 
 def benchmark_files(name: str, variant: str) -> dict[str, Located]:

@@ -97,15 +97,20 @@ def contamination(told: dict[str, Any] | None) -> str:
         return "Not known: the data stage's card is gone."
     if told.get("action") == "off":
         return "Not checked: `decontaminate` is false."
+    benchmarks = told.get("benchmarks", {})
+    if not benchmarks:
+        return "No benchmark's questions were there to check against."
     rows = []
-    for benchmark, found in told.get("benchmarks", {}).items():
+    for benchmark, found in benchmarks.items():
         removed = found.get("removed", told.get("removed"))
         for source, counts in found.get("by_source", {}).items():
-            seen = f"{counts['questions']} of {found['questions']}"
-            rows.append([inline(benchmark), inline(source), str(counts["rows"]), seen, "removed" if removed else "kept"])
+            if counts["rows"]:
+                seen = f"{counts['questions']} of {found['questions']}"
+                rows.append([inline(benchmark), inline(source), str(counts["rows"]), seen, "removed" if removed else "kept"])
+    checked = f"Prompts were compared with the questions of {', '.join(map(inline, benchmarks))} by 8-grams (Tulu 3's rule)."
     if not rows:
-        return "No benchmark's questions were there to check against."
-    return table(["Benchmark", "Source", "Rows found", "Questions seen", "They were"], rows)
+        return f"{checked} None held one."
+    return f"{checked}\n\n{table(['Benchmark', 'Source', 'Rows found', 'Questions seen', 'They were'], rows)}"
 
 
 def _models(turn: Turn) -> list[str]:

@@ -12,7 +12,7 @@ from typing import Any
 from core.errors import MissingInput, RecipeError
 from core.fingerprint import checkpoint_fingerprint, file_sha256, tree_sha256
 from harness.catalogue import get_entry, load_catalogue, nearest
-from harness.data import Located, benchmark_files, files_of, is_local_rows, locate, official_benchmarks
+from harness.data import Located, benchmark_files, files_of, is_local_rows, local_source, locate, official_benchmarks
 from harness.hub_model import download_model
 from harness.plan import BenchmarkInput, Inputs, Ref
 from harness.recipe import Benchmark, Data, DataSource, Evaluate, Model, Recipe
@@ -58,7 +58,7 @@ def resolve_sources(sources: list[DataSource]) -> list[tuple[dict[str, Any], lis
     _require_all([source.name for source in sources])
     for source in sources:
         if is_local_rows(source.name):
-            name, reader = Path(source.name).name.split(".jsonl")[0], "jsonl"
+            name, reader = local_source(source.name)
         else:
             entry = get_entry(source.name)
             name, reader = entry.name, entry.reader

@@ -390,3 +390,18 @@ def test_the_page_tells_what_the_card_holds(starter_data):
     for name, told in card["files"].items():
         assert f"| `{name}` | {told['rows']} | {told['prompts']} | `{told['sha256']}` |" in page
     assert f"{card['near_duplicates']['groups']} groups" in page and "alpaca_eval (" in page
+
+
+def test_the_card_of_published_pairs_tells_of_hits_alone():
+    """Sources in which nothing was found are not listed: a card of 12 sources and 13 benchmarks would be 156 empty rows."""
+    from harness.dataset_card import contamination
+
+    counts = {"rows": 2, "questions": 1, "share": 0.1, "flagged": True}
+    by_source = {"a": counts, "b": counts | {"rows": 0, "questions": 0}}
+    told = {"removed": True, "benchmarks": {"gsm8k": {"questions": 10, "by_source": by_source, "removed": True}}}
+    page = contamination(told)
+    assert "| gsm8k | a | 2 | 1 of 10 | removed |" in page and "| b |" not in page
+    told["benchmarks"]["gsm8k"]["by_source"] = {"b": by_source["b"]}
+    assert "gsm8k" in contamination(told) and "None held one" in contamination(told)
+    assert "were there to check" in contamination({"benchmarks": {}})
+    assert "false" in contamination({"action": "off", "benchmarks": {}})

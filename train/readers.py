@@ -16,6 +16,7 @@ from typing import Any
 
 from core.errors import MissingInput
 from train.chat import Message
+from train.standard_rows import COLUMNS, standard_row
 
 Row = dict[str, Any]
 
@@ -35,13 +36,16 @@ def read_objects(path: Path) -> list[Any]:
         ) from error
 
 
-_STANDARD = ("messages", "answer", "chosen", "rejected", "chosen_score", "rejected_score")
-
-
 def standard(files: list[Path]) -> Iterator[Row]:
-    """Rows that are in the standard form already; a missing id becomes the row number. A prompt may have its `answer`."""
-    for number, row in enumerate(row for file in files for row in read_objects(file)):
-        yield {"id": str(row.get("id", number))} | {key: row[key] for key in _STANDARD if key in row}
+    """Rows of local files, in standard form or one of trl's (`train.standard_rows`)."""
+    for number, (place, row) in enumerate((str(file), row) for file in files for row in read_objects(file)):
+        yield standard_row(row, number, place)
+
+
+def standard_parquet(files: list[Path]) -> Iterator[Row]:
+    """The same as a Parquet table; columns that a row lacks are null."""
+    for number, row in enumerate(_parquet_rows(files, [], COLUMNS)):
+        yield standard_row({key: value for key, value in row.items() if value is not None}, number, str(files[0]))
 
 
 _HH_TURN = re.compile(r"\n\n(Human|Assistant):")
@@ -295,6 +299,7 @@ def pair(identity: str, context: list[Message], chosen: str, rejected: str) -> R
 
 READERS: dict[str, Callable[..., Iterator[Row]]] = {
     "jsonl": standard,
+    "parquet": standard_parquet,
     "starter_preferences": standard,
     "starter_prompts": standard,
     "hh_rlhf": hh_rlhf,
