@@ -40,7 +40,8 @@ def chart(data: list[dict[str, Any]], layers: list[Spec], *, height: int = HEIGH
     """A layered chart as wide as its place; `common` is the encoding that all layers share."""
     # One layer down: Streamlit sends data at the top separately, and the chart is drawn empty until they arrive.
     group = {"data": {"values": data}, "encoding": common, "layer": layers}
-    return {"layer": [group], "height": height, "width": "container"}
+    # Marks and axes are not read out one by one: every chart has its description in words, and its numbers stand in a table.
+    return {"layer": [group], "height": height, "width": "container", "config": {"aria": False, "mark": {"aria": False}}}
 
 
 def field(name: str, kind: str = "quantitative", **options: Any) -> Spec:

@@ -80,7 +80,7 @@ def empty(title: str, reason: str, *commands: str) -> None:
 
 def show_command(command: str) -> None:
     """A command to copy. A name in it that could turn the reading direction would make it say something else than it does."""
-    st.code(f.visible(command), language="bash")
+    st.code(f.visible(command), language="bash", wrap_lines=True)
 
 
 def show_json(value: Any) -> None:

@@ -2,6 +2,7 @@
 
 import shutil
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -9,8 +10,20 @@ from dashboard.demo import unpack
 from tests.browser import open_page, serving
 from tests.test_dashboard import PAGES
 
-CHECKS = (Path(__file__).parent / "accessibility.js").read_text(encoding="utf-8")
 PLACES = ["", *PAGES[1:]]
+
+
+def serious(page: Any) -> list[str]:
+    """What axe-core (WCAG 2 A and AA, and its best practices) calls serious or critical."""
+    from axe_playwright_python.sync_playwright import Axe
+
+    found = Axe().run(page).response["violations"]
+    return [
+        f"{one['id']}: {one['help']}: {node['html'][:160]}"
+        for one in found
+        if one["impact"] in ("serious", "critical")
+        for node in one["nodes"]
+    ]
 
 
 @pytest.mark.slow
@@ -27,8 +40,10 @@ def test_nothing_serious_on_any_page(tmp_path: Path, theme: str, width: int) -> 
                 page.wait_for_selector(".h-root")
                 page.wait_for_selector("[data-testid=stApp][data-test-script-state=notRunning]")
                 page.wait_for_timeout(300)
-                if findings := page.evaluate(CHECKS):
+                if findings := serious(page):
                     found[place] = findings
+                for chart in page.query_selector_all("[data-testid=stVegaLiteChart]"):
+                    assert len(chart.get_attribute("aria-label") or "") > 20 or chart.query_selector("[aria-label]"), place
                 assert page.evaluate("document.documentElement.scrollWidth") <= width, f"{place} scrolls sideways"
             page.goto(f"{origin}/")
             page.wait_for_selector(".h-root a")

@@ -76,25 +76,21 @@ def _about(of: Evaluated) -> str:
 
 def _list(of: Evaluated) -> None:
     categories = sorted(set(read(samples.question_categories, of.evaluation_id).values()))
-    left, part, middle, first, second = st.columns([3, 3, 4, 2, 2], vertical_alignment="bottom")
+    # One category, or none, parts nothing.
+    widths = [3, 4, 2, 2, *([3] if len(categories) > 1 else [])]
+    left, middle, first, second, *last = st.columns(widths, vertical_alignment="bottom")
     # A rating is no win and no loss: those can only be told apart by whether there is one.
     offered = [one for one in OUTCOMES if of.benchmark not in f.RATED or one in ("all", "failed", "cut")]
     outcome = left.selectbox("Outcome", offered, format_func=_OUTCOMES.__getitem__, key="outcome", bind="query-params")
-    # One category, or none, parts nothing; a link that names one of another benchmark's shows all.
-    category = part.selectbox(
-        "Category",
-        categories,
-        index=None,
-        placeholder="All" if len(categories) > 1 else "The benchmark has none",
-        format_func=f.plain,
-        disabled=len(categories) < 2,
-        key="category",
-        bind="query-params",
-    )
     search = middle.text_input("Search in questions and answers", key="q", bind="query-params")
     number = {"min_value": 0, "value": None, "step": 1, "placeholder": "any", "bind": "query-params"}
     least = first.number_input("At least, characters", key="least", **number)
     most = second.number_input("At most, characters", key="most", **number)
+    category = None
+    if last:
+        category = last[0].selectbox(
+            "Category", categories, index=None, placeholder="All", format_func=f.plain, key="category", bind="query-params"
+        )
     after = _number("after") or 0
     found = read(samples.lines, of.evaluation_id, outcome, search or "", after, PAGE_LINES + 1, (least, most), category)
     if not found:
