@@ -1,5 +1,7 @@
 """A checkpoint's card: lineage to the base, every metric, the command that repeats an evaluation."""
 
+import json
+
 import pytest
 
 from core.errors import RegistryError
@@ -8,8 +10,11 @@ from dashboard import format as f
 from db.card import card
 from db.models import Checkpoint, Evaluation, Run, StageRun
 from db.registry import Registry
+from harness.console import Reporter
+from harness.data_build import build_data, plan_data
 from tests.sample_registry import SCORES, Sample, fill
 from tests.test_dashboard import app, shown, words  # noqa: F401  (app is a fixture)
+from train.data_card import summary
 
 
 def test_the_line_leads_back_to_the_base_and_a_loop_ends(registry: Registry):
@@ -86,6 +91,21 @@ def test_the_card_says_what_it_learned_from_and_how_to_publish_it(app, registry:
     typed = [code.value for code in test.code]
     assert "harness export model quickstart/iter-2 --to out/model" in typed
     assert "harness export dataset quickstart --iteration 2 --to out/pairs" in typed
+
+
+def test_the_card_of_the_data_is_the_one_that_the_stage_wrote(app, registry: Registry, tmp_path, monkeypatch):  # noqa: F811
+    monkeypatch.setenv("HARNESS_HOME", str(tmp_path / "home"))
+    monkeypatch.delenv("HARNESS_DATA", raising=False)
+    built = build_data(plan_data("starter"), Reporter())[0]
+    assert built.metrics["card"] == summary(json.loads((built.path / "card.json").read_text()))
+    fill(registry)
+    with registry.write() as session:
+        session.query(StageRun).filter_by(name="data").one().metrics = built.metrics
+    test = app("checkpoint", registry, fingerprint=digest("quickstart/iter-2"))
+    said = " ".join(words(shown(test)).split())
+    assert "starter_preferences preferences 250 250" in said and "starter_prompts prompts 150 150" in said
+    assert "compared with" in said and "Groups of like prompts" in said
+    assert built.metrics["card"]["files"]["reward_train.jsonl"]["sha256"] in said
 
 
 def test_a_benchmark_s_name_is_no_markdown():

@@ -20,7 +20,7 @@ from core.errors import RecipeError
 from core.fingerprint import file_sha256
 from core.stage import Stage, main
 from train.contamination import BenchmarkIndex, question_texts, report
-from train.data_card import count_by_characters, describe_file, render, statistics
+from train.data_card import count_by_characters, describe_file, render, statistics, summary
 from train.filters import DEFAULT_MAX_CHARACTERS, LAST_ROLE, scores_of, structural_fault, threshold_fault, token_fault
 from train.mixing import at_most_per_prompt, in_seeded_order, repeated, weighted
 from train.near_duplicates import PromptIndex
@@ -54,7 +54,7 @@ class Source:
 
 
 def run(stage: Stage) -> dict[str, Any]:
-    """Write the six row files, card.json and README.md; return counts per file and drops per rule."""
+    """Write the six row files, card.json and README.md; return counts per file, drops per rule, and the card without ids."""
     settings, seed = stage.settings, stage.settings["seed"]
     count_tokens, unit = token_counter(stage)
     sources, rows = read_sources(stage, count_tokens)
@@ -84,7 +84,8 @@ def run(stage: Stage) -> dict[str, Any]:
     write_durably(stage.work / "card.json", json.dumps(card, indent=1, ensure_ascii=False))
     write_durably(stage.work / "README.md", render(card, "Data card"))
     drops = sum((source.dropped for source in sources), Counter())
-    return {name.removesuffix(".jsonl"): about["rows"] for name, about in described.items()} | {"dropped": dict(drops)}
+    counts = {name.removesuffix(".jsonl"): about["rows"] for name, about in described.items()}
+    return counts | {"dropped": dict(drops), "card": summary(card)}
 
 
 def token_counter(stage: Stage) -> tuple[Callable[[str], int], str]:

@@ -53,6 +53,24 @@ def describe_file(rows: list[Row], sha256: str) -> dict[str, Any]:
     return {"rows": len(rows), "prompts": len({prompt_digest(row) for row in rows}), "sha256": sha256, "by_source": by_source}
 
 
+def summary(card: dict[str, Any]) -> dict[str, Any]:
+    """The card without its lists of ids: what the registry keeps of it, and the dashboard shows."""
+    told = card["contamination"]
+    benchmarks = {
+        name: {
+            "questions": found["questions"],
+            "by_source": {source: counts for source, counts in found["by_source"].items() if counts["rows"]},
+        }
+        for name, found in told["benchmarks"].items()
+    }
+    kept = ("use", "read", "dropped", "kept", "filters")
+    sources = {name: {key: source[key] for key in kept} for name, source in card["sources"].items()}
+    alike = {key: value for key, value in card["near_duplicates"].items() if key not in ("examples", "by_source")}
+    files = {name: {key: about[key] for key in ("rows", "prompts", "sha256")} for name, about in card["files"].items()}
+    contamination = {"action": told["action"], "benchmarks": benchmarks}
+    return {"sources": sources, "files": files, "contamination": contamination, "near_duplicates": alike}
+
+
 def render(card: dict[str, Any], title: str, description: str = "", origins: list[list[str]] | None = None) -> str:
     """The card as Markdown. Texts of the data are not in it: only names, ids and counts.
 

@@ -6,6 +6,7 @@ import streamlit as st
 
 from dashboard import format as f
 from dashboard import markup
+from dashboard.data_tables import data_card
 from dashboard.markup import Column, Markup
 from dashboard.source import empty, expected_errors, read, show_command, show_json
 from db import samples
@@ -139,6 +140,9 @@ def _provenance(found: Card) -> None:
         st.header("Data", anchor=False)
         for part in _sources(found):
             st.html(part)
+        if found.counts.get("card"):
+            with st.expander("The data set's card: every row that was dropped, and why"):
+                st.html(data_card(found.counts["card"]))
     if provenance:
         st.header("How it was made", anchor=False)
         made = provenance.get("program")
