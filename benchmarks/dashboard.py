@@ -5,14 +5,17 @@
 Makes a synthetic registry (scripts/synthetic_registry.py) unless one is given, and visits its pages as sessions of their own
 over the websocket, without a browser: what is timed is the server's work and its transport. Limits, from the project's
 own targets: started in 4 s, a rerun in 300 ms, a page of samples in 150 ms, 0.2 MB a page; with `--load`, eight writing
-processes and twenty visitors for so many seconds: no error, 95 % of the pages within 2 s.
+processes and twenty visitors, who stay on a page for `--pause` seconds, for so many seconds: no error, 95 % of the pages
+within 2 s.
 """
 
 import argparse
 import asyncio
+import math
 import os
 import platform
 import random
+import resource
 import socket
 import statistics
 import subprocess
@@ -50,8 +53,8 @@ print(n)
 
 
 @contextmanager
-def serving(url: str) -> Iterator[tuple[str, float]]:
-    """(origin, seconds from the start of the process until it is healthy) of a dashboard."""
+def serving(url: str) -> Iterator[tuple[str, float, int]]:
+    """(origin, seconds from the start of the process until it is healthy, its id) of a dashboard."""
     with socket.create_server(("127.0.0.1", 0)) as free:
         port = free.getsockname()[1]
     began = time.perf_counter()
@@ -66,7 +69,7 @@ def serving(url: str) -> Iterator[tuple[str, float]]:
                     break
             except OSError:
                 time.sleep(0.02)
-        yield origin, time.perf_counter() - began
+        yield origin, time.perf_counter() - began, process.pid
     finally:
         process.terminate()
         process.wait(timeout=30)
@@ -102,38 +105,69 @@ async def each_page(origin: str, checkpoints: int, repeat: int = 7) -> tuple[Run
     return first, found
 
 
-async def crowd(origin: str, checkpoints: int, visitors: int, seconds: float) -> list[Run]:
-    """All visits of so many sessions, each going from place to place with a pause of about a second."""
-    everywhere = list(places(checkpoints).values())
+async def crowd(
+    origin: str, checkpoints: int, visitors: int, seconds: float, pause: tuple[float, float]
+) -> list[tuple[str, Run]]:
+    """(place, visit) of so many sessions, each going from place to place; it reads for `pause` seconds, drawn uniformly."""
+    everywhere = list(places(checkpoints).items())
     until = time.monotonic() + seconds
 
-    async def stroll(seed: int) -> list[Run]:
+    async def stroll(seed: int) -> list[tuple[str, Run]]:
         draw, seen = random.Random(seed), []
+        # They do not come at the same instant.
+        await asyncio.sleep(draw.uniform(0, pause[1]))
         async with Visitor(origin) as visitor:
             while time.monotonic() < until:
-                seen.append(await visitor.visit(*draw.choice(everywhere)))
-                await asyncio.sleep(draw.uniform(0.5, 1.5))
+                name, place = draw.choice(everywhere)
+                seen.append((name, await visitor.visit(*place)))
+                await asyncio.sleep(draw.uniform(*pause))
         return seen
 
     return [run for seen in await asyncio.gather(*map(stroll, range(visitors))) for run in seen]
 
 
-def load(url: str, origin: str, checkpoints: int, writers: int, visitors: int, seconds: float) -> None:
-    """Print what the crowd met while the writers wrote."""
-    command = [sys.executable, "-c", WRITE, url]
+def load(chosen: argparse.Namespace, url: str, origin: str, server: int) -> None:
+    """Print what the crowd met while the writers wrote, and who used the processor for it."""
+    command, seconds, pause = [sys.executable, "-c", WRITE, url], chosen.load, tuple(chosen.pause)
+    before = cpu_seconds(server), time.process_time(), _of_children()
     processes = [
-        subprocess.Popen([*command, str(i), str(seconds)], cwd=ROOT, stdout=subprocess.PIPE, text=True) for i in range(writers)
+        subprocess.Popen([*command, str(i), str(seconds)], cwd=ROOT, stdout=subprocess.PIPE, text=True)
+        for i in range(chosen.writers)
     ]
-    runs = asyncio.run(crowd(origin, checkpoints, visitors, seconds))
+    visits = asyncio.run(crowd(origin, chosen.checkpoints, chosen.visitors, seconds, pause))
+    used = cpu_seconds(server) - before[0], time.process_time() - before[1]
     written = [process.communicate(timeout=120)[0].strip() for process in processes]
+    writing = _of_children() - before[2]
     failed = [process.returncode for process in processes if process.returncode]
-    errors = sorted({run.error for run in runs if run.error})
-    times = sorted(run.milliseconds for run in runs)
-    print(f"\n{writers} writers and {visitors} visitors for {seconds:.0f} s: {len(runs)} pages, {sum(map(int, written))} writes")
-    print(
-        f"p50 {statistics.median(times):.0f} ms, p95 {times[int(0.95 * len(times))]:.0f} ms (limit 2000), max {times[-1]:.0f} ms"
+    errors = [run.error for _, run in visits if run.error]
+    said = (
+        f"{chosen.writers} writers and {chosen.visitors} visitors with pauses of {pause[0]:g} to {pause[1]:g} s, {seconds:.0f} s"
     )
-    print(f"errors on pages: {len([r for r in runs if r.error])} {errors[:3]}; writers that failed: {len(failed)}")
+    print(f"\n{said}: {len(visits)} pages, {sum(int(count or 0) for count in written)} writes")
+    print(_times([run for _, run in visits]) + " (p95 limit 2000)")
+    for name in places(chosen.checkpoints):
+        if runs := [run for place, run in visits if place == name]:
+            print(f"  {name:24s} {_times(runs)}")
+    print(f"processor: server {used[0]:.0f} s, writers {writing:.0f} s (their start included), visitors {used[1]:.0f} s")
+    print(f"errors on pages: {len(errors)} {sorted(set(errors))[:3]}; writers that failed: {len(failed)}")
+
+
+def _times(runs: list[Run]) -> str:
+    times = sorted(run.milliseconds for run in runs)
+    p50, p95 = statistics.median(times), times[math.ceil(0.95 * len(times)) - 1]
+    return f"n {len(times):4d}, p50 {p50:5.0f} ms, p95 {p95:5.0f} ms, slowest {times[-1]:5.0f} ms"
+
+
+def cpu_seconds(pid: int) -> float:
+    """Processor time of a running process and all its threads (Linux: /proc/PID/stat, fields 14 and 15)."""
+    fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+    return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
+
+
+def _of_children() -> float:
+    """Processor seconds of the children that have ended: of the writers, since the server has not."""
+    usage = resource.getrusage(resource.RUSAGE_CHILDREN)
+    return usage.ru_utime + usage.ru_stime
 
 
 def main() -> None:
@@ -145,6 +179,7 @@ def main() -> None:
     parser.add_argument("--load", type=float, default=0.0, help="seconds of load; 0 leaves it out")
     parser.add_argument("--writers", type=int, default=8)
     parser.add_argument("--visitors", type=int, default=20)
+    parser.add_argument("--pause", type=float, nargs=2, default=(3.0, 6.0), metavar=("LOW", "HIGH"), help="seconds on a page")
     chosen = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
         path = chosen.registry or Path(folder) / "registry.db"
@@ -155,7 +190,7 @@ def main() -> None:
             registry.close()
         print(f"{platform.machine()}, {os.cpu_count()} cores, load average {os.getloadavg()[0]:.1f}")
         print(f"{chosen.checkpoints} checkpoints x {len(BENCHMARKS)} benchmarks, {chosen.samples} samples")
-        with serving(url) as (origin, started):
+        with serving(url) as (origin, started, server):
             first, pages = asyncio.run(each_page(origin, chosen.checkpoints))
             total = started + first.milliseconds / 1000
             print(f"cold start: {started:.2f} s until healthy, {total:.2f} s with its first page (limit 4)\n")
@@ -165,7 +200,7 @@ def main() -> None:
                 shown = f"{opened.milliseconds:6.0f} ms {statistics.median(times):6.0f} ms {max(times):6.0f} ms"
                 print(f"{name:24s} {shown} {opened.received / 1e6:7.3f} MB", opened.error or "")
             if chosen.load:
-                load(url, origin, chosen.checkpoints, chosen.writers, chosen.visitors, chosen.load)
+                load(chosen, url, origin, server)
 
 
 if __name__ == "__main__":

@@ -9,8 +9,7 @@ from dashboard.markup import Column, Markup
 from db.judges import JudgeCard
 from db.leaderboard import Cell
 
-# metric -> (what it says, whether it is a share, shown in percent)
-_METRICS = {
+METRICS = {
     "agreement": ("agrees with the labels", True),
     "agreement_both_orders": ("agrees in both orders", True),
     "agreement_with_ties": ("agrees, ties counted", True),
@@ -28,6 +27,7 @@ _METRICS = {
     "spearman": ("Spearman with the board", False),
     "kendall": ("Kendall with the board", False),
 }
+"""metric -> (what it says, whether it is a share, shown in percent)"""
 _LEANINGS = ("flip_rate", "first_preference", "longer_preference", "length_slope", "ties", "failed", "unread")
 FAIR = 0.5
 """What an answer gets for its place, or for its length, from a judge without a leaning."""
@@ -44,9 +44,7 @@ def calibrations(rows: Sequence[Mapping[str, Any]]) -> Markup:
     ]
     lines: list[list[object]] = []
     for row in rows:
-        known = [
-            (label, row["statistics"][name], share) for name, (label, share) in _METRICS.items() if name in row["statistics"]
-        ]
+        known = [(label, row["statistics"][name], share) for name, (label, share) in METRICS.items() if name in row["statistics"]]
         for name, statistic in row["statistics"].items():
             category, _, metric = name.rpartition(":")
             if category and metric == "agreement":
@@ -66,12 +64,12 @@ def leanings(cards: Sequence[JudgeCard]) -> Markup:
     """One line per benchmark that it judged, one column per leaning that its design can show."""
     shown = [name for name in _LEANINGS if any(name in card.bias for card in cards)]
     columns = [Column("Benchmark"), Column("Evaluations", numeric=True)]
-    columns += [Column(_METRICS[name][0].capitalize(), numeric=True) for name in shown]
+    columns += [Column(METRICS[name][0].capitalize(), numeric=True) for name in shown]
     lines = [
         [
             f.benchmark_label(card.benchmark),
             str(card.evaluations),
-            *(value(card.bias[name], _METRICS[name][1], fair=_fair(name)) if name in card.bias else f.ABSENT for name in shown),
+            *(value(card.bias[name], METRICS[name][1], fair=_fair(name)) if name in card.bias else f.ABSENT for name in shown),
         ]
         for card in cards
     ]

@@ -4,8 +4,11 @@ import json
 import os
 import re
 import time
+from collections import OrderedDict
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass, field
+from threading import Lock
 from typing import Any, TypeVar
 
 import streamlit as st
@@ -29,6 +32,41 @@ def _open(url: str) -> Registry:
     return Registry.open(url, readonly=True)
 
 
+class Shared:
+    """The newest answer to each of the questions asked last: one computes it, whoever asks meanwhile waits for it.
+
+    Older answers are let go at once: Streamlit looks through all that is alive for garbage after every run of a script.
+    """
+
+    def __init__(self, most: int = 256):
+        self.most = most
+        self._lock = Lock()
+        self._known: OrderedDict[str, _Known] = OrderedDict()
+
+    def answer(self, question: str, state: str, ask: Callable[[], Any]) -> Any:
+        with self._lock:
+            known = self._known.setdefault(question, _Known())
+            self._known.move_to_end(question)
+            while len(self._known) > self.most:
+                self._known.popitem(last=False)
+        with known.lock:
+            if known.state != state:
+                known.state, known.answer = None, None
+                known.answer = ask()
+                known.state = state
+            return known.answer
+
+
+@dataclass
+class _Known:
+    lock: Any = field(default_factory=Lock)
+    state: str | None = None
+    answer: Any = None
+
+
+_shared = Shared()
+
+
 def read(view: Callable[..., Result], *arguments: Any, **options: Any) -> Result:
     """What one of `db.views` (a module's function) says of the registry, in a read transaction of its own; not to be changed.
 
@@ -36,15 +74,12 @@ def read(view: Callable[..., Result], *arguments: Any, **options: Any) -> Result
     state is looked up at most once in STALE_SECONDS.
     """
     url = default_registry_url()
-    key = f"{url} {_state(url)} {view.__module__}.{view.__qualname__} {arguments!r} {options!r}"
-    return _answer(key, lambda session: view(session, *arguments, **options), url)
 
+    def ask() -> Result:
+        with _open(url).read() as session:
+            return view(session, *arguments, **options)
 
-@st.cache_resource(show_spinner=False, max_entries=64, ttl=60)
-def _answer(key: str, _ask: Callable[[Any], Any], _url: str) -> Any:
-    """Streamlit lets one session compute what others wait for under the same key."""
-    with _open(_url).read() as session:
-        return _ask(session)
+    return _shared.answer(f"{url} {view.__module__}.{view.__qualname__} {arguments!r} {options!r}", _state(url), ask)
 
 
 def _state(url: str) -> str:

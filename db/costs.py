@@ -136,9 +136,13 @@ def queued(session: Session) -> list[Queued]:
     """
     running = session.execute(select(Run.id, Run.name, Run.recipe_name).where(Run.status == "running").order_by(Run.id.desc()))
     found = []
+    of_recipe: dict[str, dict[str, tuple[float, int]]] = {}
     for run, name, recipe in running.all():
         stages = session.execute(_STAGES.where(StageRun.run_id == run)).all()
-        took = _took(session.execute(_STAGES.join(Run).where(Run.recipe_name == recipe, Run.id != run)).all()) | _took(stages)
+        if recipe not in of_recipe:
+            done = _STAGES.join(Run).where(Run.recipe_name == recipe, StageRun.status == "done")
+            of_recipe[recipe] = _took(session.execute(done).all())
+        took = of_recipe[recipe] | _took(stages)
         left: dict[str, Queued] = {}
         for stage in stages:
             if stage.status not in ("waiting", "running"):

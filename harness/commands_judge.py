@@ -8,27 +8,8 @@ from rich.console import Console
 from rich.table import Table
 
 from core.errors import MissingInput, RecipeError
+from dashboard.judge_tables import METRICS
 from harness.console import JsonReporter, emit_json, make_reporter
-
-# metric -> (label, times 100)
-_SHOWN = {
-    "agreement": ("agrees with the labels, %", True),
-    "agreement_both_orders": ("in both orders, %", True),
-    "agreement_with_ties": ("ties counted, %", True),
-    "kappa": ("Cohen's kappa", False),
-    "kappa_orders": ("kappa between orders", False),
-    "flip_rate": ("flips with the order, %", True),
-    "first_preference": ("prefers the first shown, %", True),
-    "longer_preference": ("prefers the longer, %", True),
-    "length_slope": ("gain per doubled length", False),
-    "ties": ("ties, %", True),
-    "failed": ("failed, %", True),
-    "unread": ("unreadable replies, %", True),
-    "people_ceiling": ("one person against two others, %", True),
-    "people_pairwise": ("two people, ties counted, %", True),
-    "spearman": ("Spearman with the board", False),
-    "kendall": ("Kendall with the board", False),
-}
 
 
 def run_calibration(
@@ -221,13 +202,14 @@ def _statistics(statistics: Mapping[str, Mapping[str, Any]]) -> Table:
     table.add_column("metric")
     table.add_column("value", justify="right")
     table.add_column("n", justify="right")
-    for metric, (label, percent) in _SHOWN.items():
+    for metric, (label, percent) in METRICS.items():
         if metric in statistics:
-            table.add_row(label, _interval(statistics[metric], 100.0 if percent else 1.0), str(statistics[metric]["n"]))
+            said = _interval(statistics[metric], 100.0 if percent else 1.0)
+            table.add_row(f"{label}, %" if percent else label, said, str(statistics[metric]["n"]))
     for metric, value in statistics.items():
         category, _, name = metric.rpartition(":")
         if category and name == "agreement":
-            table.add_row(f"agreement, {category}, %", _interval(value, 100.0), str(value["n"]))
+            table.add_row(f"agrees, {category}, %", _interval(value, 100.0), str(value["n"]))
     return table
 
 

@@ -113,6 +113,13 @@ def test_the_samples_page_lists_and_opens_answers(app, filled: Registry):  # noq
     assert "There is no evaluation 99" in words(shown(app("samples", filled, evaluation="99")))
 
 
+def test_another_filter_starts_at_the_first_page(app, filled: Registry):  # noqa: F811
+    later = app("samples", filled, evaluation="1", after="110")
+    assert "q115" in words(shown(later)) and later.query_params["after"] == "110"
+    won = later.selectbox(key="outcome").set_value("better").run()
+    assert "q0 " in words(shown(won)) and "after" not in won.query_params
+
+
 def test_the_compare_page_says_what_changed_and_where(app, filled: Registry):  # noqa: F811
     test = app("compare", filled)
     html = shown(test)

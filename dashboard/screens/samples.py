@@ -81,15 +81,16 @@ def _list(of: Evaluated) -> None:
     left, middle, first, second, *last = st.columns(widths, vertical_alignment="bottom")
     # A rating is no win and no loss: those can only be told apart by whether there is one.
     offered = [one for one in OUTCOMES if of.benchmark not in f.RATED or one in ("all", "failed", "cut")]
-    outcome = left.selectbox("Outcome", offered, format_func=_OUTCOMES.__getitem__, key="outcome", bind="query-params")
-    search = middle.text_input("Search in questions and answers", key="q", bind="query-params")
-    number = {"min_value": 0, "value": None, "step": 1, "placeholder": "any", "bind": "query-params"}
+    bound: dict[str, Any] = {"bind": "query-params", "on_change": _first_page}
+    outcome = left.selectbox("Outcome", offered, format_func=_OUTCOMES.__getitem__, key="outcome", **bound)
+    search = middle.text_input("Search in questions and answers", key="q", **bound)
+    number = {"min_value": 0, "value": None, "step": 1, "placeholder": "any"} | bound
     least = first.number_input("At least, characters", key="least", **number)
     most = second.number_input("At most, characters", key="most", **number)
     category = None
     if last:
         category = last[0].selectbox(
-            "Category", categories, index=None, placeholder="All", format_func=f.plain, key="category", bind="query-params"
+            "Category", categories, index=None, placeholder="All", format_func=f.plain, key="category", **bound
         )
     after = _number("after") or 0
     found = read(samples.lines, of.evaluation_id, outcome, search or "", after, PAGE_LINES + 1, (least, most), category)
@@ -101,11 +102,16 @@ def _list(of: Evaluated) -> None:
     st.html(markup.plain_table("Samples", columns, [_line(of, line) for line in found[:PAGE_LINES]]))
     with st.container(horizontal=True, gap="small"):
         if after and st.button("First page"):
-            st.query_params.pop("after", None)
+            _first_page()
             st.rerun()
         if len(found) > PAGE_LINES and st.button("Next page"):
             st.query_params["after"] = str(found[PAGE_LINES - 1].answer_id)
             st.rerun()
+
+
+def _first_page() -> None:
+    """Another filter has other pages."""
+    st.query_params.pop("after", None)
 
 
 def _line(of: Evaluated, line: Line) -> list[object]:
