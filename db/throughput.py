@@ -1,4 +1,4 @@
-"""How fast a judge replies right now, beside the limit that its recipe sets."""
+"""How fast a judge replies right now and how fast a stage computed, each beside its limit."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -27,6 +27,23 @@ class Judging:
     request_limit: float | None
     token_limit: float | None
     """Per minute; None where the recipe sets none."""
+
+
+@dataclass(frozen=True, slots=True)
+class Computing:
+    """What a stage computed a second, by the metrics that `train.performance` gives."""
+
+    tokens_per_second: float
+    limit_share: float | None
+    """Least time that the hardware needs for the work, over the time taken; None where its limit is not known."""
+    limit: str | None
+    """Whose limit, in words."""
+
+
+def computing(metrics: Mapping[str, Any]) -> Computing | None:
+    """The speed among a stage's metrics; None of a stage that computed nothing or does not measure it."""
+    tokens = metrics.get("tokens_per_second")
+    return None if tokens is None else Computing(tokens, metrics.get("limit_share"), metrics.get("limit"))
 
 
 def judging(session: Session, recipe: Mapping[str, Any], at: datetime) -> Judging | None:

@@ -15,6 +15,7 @@ from hypothesis import strategies as st
 from core.artifacts import read_rows, write_rows
 from core.errors import HarnessError, MissingInput, RecipeError
 from core.stage import Spec, Stage
+from tests.training import timeless
 from train.annotate import run
 from train.annotation_cache import AnnotationCache, RewardCache, reward_identity
 from train.batches import length_batches
@@ -184,11 +185,11 @@ def test_the_stage_scores_every_sample_in_order(run_stage, generations, reward_m
 def test_finished_shards_are_not_scored_again(make_spec, generations, reward_model, monkeypatch):
     stage = Stage(Spec.load(make_spec("annotate", SETTINGS, {"generations": generations, "scorer": reward_model})))
     stage.work.mkdir()
-    first = run(stage)
+    first = timeless(run(stage))
     assert first.pop("cache_hits") == 0
     (stage.work / "shard-00001.jsonl").unlink()
     kept = (stage.work / "shard-00000.jsonl").stat().st_ino
-    again = run(stage)
+    again = timeless(run(stage))
     assert again.pop("cache_hits") == 5 and again == pytest.approx(first), "what was scored once is looked up"
     assert (stage.work / "shard-00000.jsonl").stat().st_ino == kept
     monkeypatch.setattr("train.annotators.make_scorer", lambda *a, **k: pytest.fail("all shards are there: no model is needed"))
@@ -405,7 +406,11 @@ def test_processes_change_no_reward(make_spec, store, generations, reward_model)
     two = make_stage(make_spec, store, "two", SETTINGS, inputs, threads=1, processes=2)
     metrics = run(two)
     shutil.rmtree(store.parent / "cache")
-    assert run(one) == pytest.approx(metrics)
+    alone = run(one)
+    assert timeless(alone) == pytest.approx(timeless(metrics))
+    for measured, devices in ((alone, "CPU, "), (metrics, "2 x CPU, ")):
+        assert measured["tokens_per_second"] > 0 and 0 < measured["limit_share"] < 1
+        assert measured["limit"].startswith(devices)
     for name in ("shard-00000.jsonl", "shard-00001.jsonl"):
         assert (one.work / name).read_text() == (two.work / name).read_text()
     with sqlite3.connect(store.parent / "cache" / "annotations.db") as connection:

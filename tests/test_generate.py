@@ -71,7 +71,7 @@ def test_the_stage_covers_its_slice(run_stage, tiny_llama, pool):
     assert (metrics["prompts"], metrics["samples"], metrics["too_long"]) == (7, 18, 1)
     assert metrics["tokens"] == sum(len(sample["token_ids"]) for sample in samples)
     assert metrics["truncated"] == sum(sample["finish_reason"] == "length" for sample in samples)
-    assert metrics["tokens_per_second"] > 0
+    assert metrics["tokens_per_second"] > 0 and 0 < metrics["limit_share"] < 1 and metrics["limit"].startswith("CPU, ")
     assert len({sample["seed"] for sample in samples}) == 18, "each sample has a seed of its own"
 
 

@@ -109,6 +109,11 @@ def kill_at_first_rolling_checkpoint(command: list[str], environment: dict[str, 
     return rolling
 
 
+def timeless(metrics: dict[str, Any]) -> dict[str, Any]:
+    """Metrics without those of speed, which no two runs have alike."""
+    return {name: value for name, value in metrics.items() if name not in ("tokens_per_second", "limit_share", "limit")}
+
+
 def find_artifact(spec: Path) -> Artifact:
     """The artifact that a spec's stage sealed."""
     described = Spec.load(spec)

@@ -20,6 +20,7 @@ from core.errors import HarnessError
 from core.stage import Spec, Stage, main
 from train.annotators import kind_of, make_annotator, release
 from train.ensemble import combine
+from train.performance import Work, combined_speed, scoring_speed
 from train.shards import drop_surplus, finished_shard, shard_files
 from train.statistics import spearman
 from train.workers import layout, run_workers
@@ -44,11 +45,15 @@ def run(stage: Stage) -> dict[str, Any]:
     if missing and not alone:  # an ensemble is standardised over all samples
         missing = list(range(len(shards)))
     counts: dict[str, int] = {}
+    scoring: list[dict[str, Any]] = []
+    at_once = 1
     finished = 0
 
     def done(added: dict[str, int] | None) -> None:
         nonlocal finished
         finished += added is None
+        if added and "scoring" in added:
+            scoring.append(added.pop("scoring"))
         for name, count in (added or {}).items():
             counts[name] = counts.get(name, 0) + count
         stage.progress(finished, len(shards) * len(members), "shards")
@@ -59,7 +64,7 @@ def run(stage: Stage) -> dict[str, Any]:
         finished += len(shards) - len(jobs)
         processes = stage.spec.resources.get("processes", 1)
         if jobs and processes > 1 and kind_of(member["scorer"]) == "scorer":
-            workers = layout(processes, 1, stage.spec.resources.get("threads"))
+            workers, at_once = layout(processes, 1, stage.spec.resources.get("threads")), min(processes, len(jobs))
             run_workers(annotate_shards, (stage.spec, member, folder), jobs, workers, done)
         elif jobs:
             for added in annotate_shards(stage.spec, member, folder, iter(jobs)):
@@ -67,7 +72,8 @@ def run(stage: Stage) -> dict[str, Any]:
     if missing and not alone:
         write_combined(stage.work, members, folders, [shard.name for shard in shards], settings["combine"])
     shutil.rmtree(stage.work / MEMBERS, ignore_errors=True)
-    return describe([row for shard in shards for row in read_rows(stage.work / shard.name)]) | counts
+    rows = [row for shard in shards for row in read_rows(stage.work / shard.name)]
+    return describe(rows) | counts | combined_speed(scoring, at_once)
 
 
 def members_of(settings: dict[str, Any]) -> list[dict[str, Any]]:
@@ -77,14 +83,23 @@ def members_of(settings: dict[str, Any]) -> list[dict[str, Any]]:
     return [{"name": settings["scorer"], "input": "scorer"} | settings]
 
 
-def annotate_shards(spec: Spec, member: dict[str, Any], folder: Path, jobs: Iterator[int]) -> Iterator[dict[str, int] | None]:
-    """Write the shards with these numbers: None after each, what the scorer counted at the end. It is loaded once."""
+def annotate_shards(spec: Spec, member: dict[str, Any], folder: Path, jobs: Iterator[int]) -> Iterator[dict[str, Any] | None]:
+    """Write the shards with these numbers: None after each, what the scorer counted at the end. It is loaded once.
+
+    A scorer that counts its `work` (`train.performance.Work`) is reported on as `scoring`.
+    """
     shards = shard_files(Path(spec.inputs["generations"]["path"]))
     annotator = make_annotator(spec, member)
+    scorer = getattr(annotator, "scorer", None)
+    if hasattr(scorer, "work"):
+        scorer.work = Work()  # without the checks at its loading
     for number in jobs:
         write_rows(folder / shards[number].name, annotator.annotate(read_rows(shards[number])))
         yield None
-    counts = dict(annotator.counts)
+    counts: dict[str, Any] = dict(annotator.counts)
+    if hasattr(scorer, "work") and scorer.work.seconds:
+        counts["scoring"] = scoring_speed(scorer.work, Path(spec.inputs[member["input"]]["path"]), str(scorer.model.dtype))
+    del scorer
     release(annotator)
     yield counts
 

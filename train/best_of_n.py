@@ -15,6 +15,7 @@ from train.chat import load_tokenizer
 from train.checkpoint import rows_file
 from train.loop import finish, mean_of, train_and_save
 from train.optimisation import prepare_process, require_training_space
+from train.performance import training_speed
 from train.sft import make_trainer
 from train.spans import IGNORED
 
@@ -56,17 +57,20 @@ def run(stage: Stage) -> dict[str, Any]:
     if not examples:
         raise MissingInput(f"None of {len(pairs)} chosen answers fits in {settings['max_length']} tokens; raise max_length.")
     trainer = make_trainer(stage, policy, load_tokenizer(policy), examples)
-    history = train_and_save(trainer, stage, policy)
+    trained = train_and_save(trainer, stage, policy)
     if not stage.is_main:
         return {}
     finish(stage)
+    lengths = [row["length"] for row in examples]
+    learned = sum(label != IGNORED for row in examples for label in row["labels"])
     return {
-        "train_loss": mean_of(history, "loss"),
+        "train_loss": mean_of(trained.history, "loss"),
         "examples": len(examples),
-        "tokens": sum(row["length"] for row in examples),
-        "learned_tokens": sum(label != IGNORED for row in examples for label in row["labels"]),
-        "steps": history[-1]["step"],
+        "tokens": sum(lengths),
+        "learned_tokens": learned,
+        "steps": trained.history[-1]["step"],
         **counts,
+        **training_speed(stage.work / "checkpoint", settings, lengths, learned, trained),
     }
 
 

@@ -26,6 +26,7 @@ from train.loop import finish, mean_of, train_and_save
 from train.lora import lora_config
 from train.losses import dpo_losses, find_loss
 from train.optimisation import load_dtype, prepare_process, require_training_space, training_arguments
+from train.performance import training_speed
 
 # Final accuracy, margin and KL are means over this last share of the steps: the whole run would mix in its beginning.
 _LAST_SHARE = 0.25
@@ -140,21 +141,24 @@ def run(stage: Stage) -> dict[str, Any]:
         unseen = read_rows(rows_file(stage.input("heldout"), "pairs.jsonl"))
         heldout, _ = join_reference(unseen, read_cache(stage, "heldout_reference"), settings["max_length"])
     trainer = make_trainer(stage, policy, tokenizer, rows, heldout, loss_type=loss_types, loss_weights=loss_weights)
-    history = train_and_save(trainer, stage, policy)
+    trained = train_and_save(trainer, stage, policy)
     if not stage.is_main:
         return {}
     finish(stage)
     metrics = {
-        "train_loss": mean_of(history, "loss"),
-        "reward_accuracy": mean_of(history, "rewards/accuracies", _LAST_SHARE),
-        "reward_margin": mean_of(history, "rewards/margins", _LAST_SHARE),
-        "kl": mean_of(history, "kl", _LAST_SHARE),
-        "kl_first": mean_of(history, "kl_first", _LAST_SHARE),
+        "train_loss": mean_of(trained.history, "loss"),
+        "reward_accuracy": mean_of(trained.history, "rewards/accuracies", _LAST_SHARE),
+        "reward_margin": mean_of(trained.history, "rewards/margins", _LAST_SHARE),
+        "kl": mean_of(trained.history, "kl", _LAST_SHARE),
+        "kl_first": mean_of(trained.history, "kl_first", _LAST_SHARE),
         "pairs": len(rows),
         "dropped": sum(dropped.values()),
         "dropped_by_rule": dropped,
-        "steps": history[-1]["step"],
+        "steps": trained.history[-1]["step"],
     }
+    answers = sum(len(row[side]) for row in rows for side in ("chosen_ids", "rejected_ids"))
+    lengths = [len(row["prompt_ids"]) + len(row[side]) for row in rows for side in ("chosen_ids", "rejected_ids")]
+    metrics |= training_speed(stage.work / "checkpoint", settings, lengths, answers, trained)
     evaluated = [entry for entry in trainer.state.log_history if "held_out/accuracy" in entry]
     if evaluated:
         metrics |= {

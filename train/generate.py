@@ -21,7 +21,8 @@ from core.errors import HarnessError, RecipeError
 from core.seeds import derive_seed
 from core.stage import Spec, Stage, main
 from train.chat import load_tokenizer, render
-from train.engines import Completion, Engine, Request, Sampling, make_engine
+from train.engines import Completion, Engine, Request, Sampling, make_engine, resolve_dtype
+from train.performance import generation_speed
 from train.shards import drop_surplus, finished_shard, shard_path
 from train.workers import layout, run_workers
 
@@ -99,7 +100,8 @@ def run(stage: Stage) -> dict[str, Any]:
     shutil.rmtree(stage.work / PARTS, ignore_errors=True)
     check_complete(stage.work, ids, settings)
     stage.progress(total, total, "samples")
-    return counts.metrics() | {"tokens_per_second": speed.tokens_per_second}
+    generated = [row for i in missing for row in read_rows(shard_path(stage.work, i))] if speed.seconds else []
+    return counts.metrics() | measured_speed(stage, generated, speed, processes)
 
 
 def prompt_shards(spec: Spec) -> list[list[dict[str, Any]]]:
@@ -275,6 +277,21 @@ class Counts:
         return dict(vars(self))
 
 
+def measured_speed(stage: Stage, rows: list[dict[str, Any]], speed: "Speed", processes: int) -> dict[str, Any]:
+    """tokens_per_second (generated), limit_share and limit; None each where nothing was generated. `rows`: what was."""
+    if not speed.seconds:
+        return {"tokens_per_second": None, "limit_share": None, "limit": None}
+    import torch
+
+    checkpoint, on_gpu = stage.input("policy"), torch.cuda.is_available()
+    dtype = resolve_dtype(stage.settings.get("dtype", "auto"), checkpoint, on_gpu)
+    lengths = [(len(row["prompt_token_ids"]), [len(sample["token_ids"]) for sample in row["samples"]]) for row in rows]
+    devices = processes * stage.spec.resources.get("tensor_parallel", 1) if on_gpu else 1
+    # Of the samples of these rows some may be from before a resume.
+    share = speed.tokens / max(1, sum(sum(answers) for _, answers in lengths))
+    return generation_speed(checkpoint, lengths, share, speed.seconds, dtype, devices)
+
+
 class Speed:
     """Generated tokens over the seconds in which engines generated, model loading excluded; of parallel workers, the sum."""
 
@@ -285,11 +302,6 @@ class Speed:
         self.samples += sampled.samples
         self.tokens += sampled.tokens
         self.seconds += sampled.seconds / self.workers
-
-    @property
-    def tokens_per_second(self) -> float | None:
-        """None when nothing had to be generated."""
-        return round(self.tokens / self.seconds, 2) if self.seconds else None
 
 
 if __name__ == "__main__":

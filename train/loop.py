@@ -6,6 +6,8 @@ a checkpoint is returned only after it was verified from disk.
 
 import os
 import shutil
+import time
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -16,12 +18,24 @@ from train.rolling import keep_only, newest_complete
 from train.saving import require_same_tensors, require_tied, take_probe
 
 
-def train_and_save(trainer: Any, stage: Stage, source: Path, tokenizer: Any = None) -> list[dict[str, Any]]:
+@dataclass(frozen=True)
+class Trained:
+    """What a training left in this process."""
+
+    history: list[dict[str, Any]]
+    """{"step", "loss", ...} of each logging step, those before a resume included."""
+    epochs: float
+    """Of this process: from the step that it resumed at."""
+    seconds: float
+    """Of this process's steps, with the rolling checkpoints and evaluations between them."""
+    ranks: int
+
+
+def train_and_save(trainer: Any, stage: Stage, source: Path, tokenizer: Any = None) -> Trained:
     """Train (or go on training), write and verify `stage.work/checkpoint`, and end the process group; all ranks call it.
 
     Weights are stored in the dtype of `source`, the checkpoint that training started from. `tokenizer` is saved with
-    them; None copies the files of `source` unchanged, as well as its configuration. Returns the log history:
-    one {"step", "loss", ...} per logging step, those before a resume included.
+    them; None copies the files of `source` unchanged, as well as its configuration.
     """
     rolling = stage.work / "rolling"
     resume = newest_complete(rolling, trainer.args.world_size)
@@ -31,6 +45,8 @@ def train_and_save(trainer: Any, stage: Stage, source: Path, tokenizer: Any = No
     if stage.is_main:
         keep_only(rolling, resume)
     _barrier()
+    clock = StepClock()
+    trainer.add_callback(clock.callback())
     trainer.train(resume_from_checkpoint=str(resume) if resume else None)
     history = [entry for entry in trainer.state.log_history if "loss" in entry]
     probe = take_probe(trainer)
@@ -38,7 +54,28 @@ def train_and_save(trainer: Any, stage: Stage, source: Path, tokenizer: Any = No
     _leave(trainer)
     if stage.is_main:
         verify_checkpoint(stage.work / "checkpoint", probe)
-    return history
+    return Trained(history, clock.epochs, clock.seconds, trainer.args.world_size)
+
+
+class StepClock:
+    """Epochs and seconds from the first step of a process to its last."""
+
+    def __init__(self) -> None:
+        self.epochs = self.seconds = 0.0
+
+    def callback(self) -> Any:
+        from transformers import TrainerCallback
+
+        clock, began = self, [0.0, 0.0]
+
+        class Clock(TrainerCallback):
+            def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+                began[:] = [time.perf_counter(), state.epoch or 0.0]
+
+            def on_train_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+                clock.seconds, clock.epochs = time.perf_counter() - began[0], state.epoch - began[1]
+
+        return Clock()
 
 
 def finish(stage: Stage) -> None:

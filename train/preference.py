@@ -27,6 +27,7 @@ from train.checkpoint import rows_file
 from train.loop import finish, mean_of, train_and_save
 from train.lora import lora_config
 from train.optimisation import load_dtype, prepare_process, require_training_space, training_arguments
+from train.performance import training_speed
 from train.preference_metrics import heldout_metrics, position_warning
 from train.preference_model import PairwisePreferenceModel, Question
 from train.preference_prompt import encode, label_ids
@@ -111,11 +112,13 @@ def run(stage: Stage) -> dict[str, Any]:
             f"{data} has no held-out pairs to measure the preference model on; raise splits.heldout_pairs in the data settings."
         )
     require_apart(rows, heldout)
-    history = train_and_save(make_trainer(stage, policy, tokenizer, examples), stage, policy)
+    trained = train_and_save(make_trainer(stage, policy, tokenizer, examples), stage, policy)
     if not stage.is_main:
         return {}
     pairs = len(rows) - counts["dropped_length"] - counts["dropped_context"]
-    metrics = {"train_loss": mean_of(history, "loss"), "pairs": pairs, "dropped": len(rows) - pairs, "examples": len(examples)}
+    metrics = {"train_loss": mean_of(trained.history, "loss"), "pairs": pairs, "dropped": len(rows) - pairs}
+    metrics["examples"] = len(examples)
+    metrics |= training_speed(stage.work / "checkpoint", settings, [row["length"] for row in examples], len(examples), trained)
     metrics |= counts | evaluate(stage.work, heldout, settings["max_length"])
     for warning in (chance_warning(metrics), position_warning(metrics)):
         if warning:

@@ -10,6 +10,7 @@ the turn that `train.preference_prompt` renders. A model's template and tokenize
 """
 
 import json
+import time
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -19,6 +20,7 @@ from core.seeds import derive_seed
 from train.batches import length_batches
 from train.chat import Message, load_tokenizer
 from train.loading import load_complete
+from train.performance import Work, causal
 from train.preference_prompt import encode, label_ids
 from train.preference_self_test import require_known_pairs
 from train.scorers import DTYPES, prepare_scoring
@@ -52,6 +54,7 @@ class PairwisePreferenceModel:
 
     `resources`: batch_tokens (padded tokens a forward pass), threads, self_test (default true).
     `truncated`: for each response of the last call, in order, whether it or its context had to be cut somewhere.
+    `work`: what it computed so far.
     Raises RecipeError for a tokenizer without single label tokens, HarnessError where the self-test fails.
     """
 
@@ -65,6 +68,7 @@ class PairwisePreferenceModel:
         self.tokenizer = load_tokenizer(checkpoint)
         self.labels = label_ids(self.tokenizer)
         self.model = load_complete(AutoModelForCausalLM, checkpoint, DTYPES[dtype]).to(self.device)
+        self.work = Work()
         if resources.get("self_test", True):
             require_known_pairs(self, Path(checkpoint), DTYPES[dtype])
 
@@ -94,7 +98,7 @@ class PairwisePreferenceModel:
 
         pad = self.tokenizer.pad_token_id
         pad = 0 if pad is None else pad
-        found = [0.0] * len(rows)
+        found, began = [0.0] * len(rows), time.perf_counter()
         for batch in length_batches([len(ids) for ids in rows], self.batch_tokens):
             width = max(len(rows[i]) for i in batch)
             # Padded at the left, so that the last position is every row's own and only its logits are computed.
@@ -110,6 +114,9 @@ class PairwisePreferenceModel:
                 raise HarnessError("The preference model gave a probability that is not a number; train or choose another one.")
             for i, p in zip(batch, labels[:, 0].exp().tolist(), strict=True):
                 found[i] = p
+        self.work.seconds += time.perf_counter() - began
+        self.work.tokens += sum(map(len, rows))
+        self.work.attended += causal(map(len, rows))
         return found
 
     def compare(self, pairs: list[tuple[list[Message], list[Message]]]) -> list[float]:

@@ -21,6 +21,7 @@ from train.filters import context_text
 from train.loop import finish, mean_of, train_and_save
 from train.lora import lora_config
 from train.optimisation import load_dtype, prepare_process, require_training_space, training_arguments
+from train.performance import training_speed
 from train.reward_metrics import chance_warning, heldout_metrics
 from train.reward_parity import require_parity
 from train.scorers import BradleyTerryScorer, keep_end
@@ -115,11 +116,13 @@ def run(stage: Stage) -> dict[str, Any]:
         )
     require_apart(training, heldout)
     trainer = make_trainer(stage, policy, tokenizer, examples)
-    history = train_and_save(trainer, stage, policy, tokenizer)
+    trained = train_and_save(trainer, stage, policy, tokenizer)
     if not stage.is_main:
         return {}
     del trainer
-    metrics = {"train_loss": mean_of(history, "loss"), "pairs": len(examples), **counts}
+    metrics = {"train_loss": mean_of(trained.history, "loss"), "pairs": len(examples), **counts}
+    lengths = [len(row[side]) for row in examples for side in ("chosen_ids", "rejected_ids")]
+    metrics |= training_speed(stage.work / "checkpoint", settings, lengths, len(lengths), trained)
     metrics |= evaluate(stage.work, heldout, settings["max_length"])
     if warning := chance_warning(metrics):
         stage.message(warning)

@@ -9,6 +9,7 @@ The scorer renders with its own tokenizer and template, never the policy's. Its 
 """
 
 import math
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
@@ -17,8 +18,9 @@ from core.errors import HarnessError, RecipeError
 from train.batches import length_batches
 from train.chat import Message, load_tokenizer, render
 from train.loading import load_complete
+from train.performance import Work, causal
 from train.plugins import find_plugin
-from train.reward_forward import RewardForward
+from train.reward_forward import MIN_SHARED, RewardForward, shared_beginnings
 from train.reward_parity import PROBES, require_parity
 
 if TYPE_CHECKING:
@@ -60,6 +62,7 @@ class BradleyTerryScorer:
     """A sequence classifier with one output, read at the last token that is not padding.
 
     `cache` (a `train.annotation_cache.RewardCache`, with `identity`, see there) may be set: what it holds is not computed.
+    `work` is what was, so far.
     """
 
     def __init__(
@@ -87,6 +90,7 @@ class BradleyTerryScorer:
             model.config.pad_token_id = self.tokenizer.pad_token_id or self.tokenizer.eos_token_id
         self.model = model.to(self.device)
         self.forward = RewardForward(self.model, self.batch_tokens)
+        self.work = Work()
 
     def score(self, conversations: list[list[Message]]) -> list[float]:
         """Raw rewards in the order given. The longest are cut at the left, which keeps the answer. Raises HarnessError on NaN.
@@ -102,13 +106,27 @@ class BradleyTerryScorer:
             for ids, conversation in zip(encoded, conversations, strict=True)
             if ids not in known
         }
+        began = time.perf_counter()
         fresh = dict(zip(contexts, self.forward.rewards(list(contexts), list(contexts.values())), strict=True))
+        self.work.seconds += time.perf_counter() - began
+        self._count(list(contexts), list(contexts.values()))
         if not all(map(math.isfinite, fresh.values())):
             raise HarnessError("The reward model gave a reward that is not a finite number; train or choose another one.")
         if self.cache and fresh:
             self.cache.add(self.identity, fresh)
         known |= fresh
         return [known[ids] for ids in encoded]
+
+    def _count(self, rows: list[tuple[int, ...]], contexts: list[Any]) -> None:
+        """Add what these rows needed to `work`: the beginning of a prompt's answers once."""
+        begun: dict[int, int] = {}
+        if self.forward.shares:
+            for members, length in shared_beginnings(rows, contexts, MIN_SHARED, lambda ids: len(ids) - 1):
+                begun |= dict.fromkeys(members[1:], length)
+        for number, ids in enumerate(rows):
+            before = begun.get(number, 0)
+            self.work.tokens += len(ids) - before
+            self.work.attended += causal([len(ids)]) - causal([before])
 
 
 def keep_end(ids: list[int], max_length: int, bos: int | None) -> list[int]:

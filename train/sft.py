@@ -18,6 +18,7 @@ from train.loop import finish, mean_of, train_and_save
 from train.lora import lora_config
 from train.optimisation import load_dtype, prepare_process, require_training_space, training_arguments
 from train.packing import PackedCollator, fill_ratio, pack, packed_attention
+from train.performance import training_speed
 from train.spans import IGNORED, labelled
 
 
@@ -53,17 +54,19 @@ def run(stage: Stage) -> dict[str, Any]:
         )
     rows = pack(examples, settings["max_length"], settings["seed"]) if settings["packing"] else examples
     trainer = make_trainer(stage, policy, tokenizer, rows)
-    history = train_and_save(trainer, stage, policy)
+    trained = train_and_save(trainer, stage, policy)
     if not stage.is_main:
         return {}
     finish(stage)
     metrics = {
-        "train_loss": mean_of(history, "loss"),
+        "train_loss": mean_of(trained.history, "loss"),
         "examples": len(examples),
         "tokens": sum(row["length"] for row in examples),
         "learned_tokens": sum(label != IGNORED for row in examples for label in row["labels"]),
         **counts,
     }
+    lengths = [row["length"] for row in examples]
+    metrics |= training_speed(stage.work / "checkpoint", settings, lengths, metrics["learned_tokens"], trained)
     if settings["packing"]:
         metrics |= {"packed_rows": len(rows), "fill_ratio": fill_ratio(rows, settings["max_length"])}
     return metrics
