@@ -43,17 +43,19 @@ class Shared:
         self._lock = Lock()
         self._known: OrderedDict[str, _Known] = OrderedDict()
 
-    def answer(self, question: str, state: str, ask: Callable[[], Any]) -> Any:
+    def answer(self, question: str, state: Callable[[], str], ask: Callable[[], Any]) -> Any:
         with self._lock:
             known = self._known.setdefault(question, _Known())
             self._known.move_to_end(question)
             while len(self._known) > self.most:
                 self._known.popitem(last=False)
         with known.lock:
-            if known.state != state:
+            # Looked up by those who waited when they come in, or an older state than the answer's would have it asked again.
+            now = state()
+            if known.state != now:
                 known.state, known.answer = None, None
                 known.answer = ask()
-                known.state = state
+                known.state = now
             return known.answer
 
 
@@ -79,7 +81,7 @@ def read(view: Callable[..., Result], *arguments: Any, **options: Any) -> Result
         with _open(url).read() as session:
             return view(session, *arguments, **options)
 
-    return _shared.answer(f"{url} {view.__module__}.{view.__qualname__} {arguments!r} {options!r}", _state(url), ask)
+    return _shared.answer(f"{url} {view.__module__}.{view.__qualname__} {arguments!r} {options!r}", lambda: _state(url), ask)
 
 
 def _state(url: str) -> str:

@@ -135,5 +135,9 @@ STYLE = f"""<style>
 [data-testid=stCaptionContainer], [data-testid=stCaptionContainer] * {{ opacity: 1 !important; }}
 [data-testid=stCaptionContainer] {{ color: light-dark(#56636F, #A3B0BE); }}
 [data-testid=stCode] .token {{ color: inherit !important; }}
-@media (max-width: 640px) {{ .h-root th.name {{ max-width: 9.5rem; }} .h-root th, .h-root td {{ padding: 0.4rem 0.5rem; }} }}
+@media (max-width: 640px) {{
+  .h-root th, .h-root td {{ padding: 0.4rem 0.5rem; }}
+  .h-root th.name {{ min-width: 6.5rem; max-width: 9.5rem; }}
+  .h-root td.wide {{ min-width: 10rem; }}
+}}
 </style>"""

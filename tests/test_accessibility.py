@@ -28,23 +28,24 @@ def serious(page: Any) -> list[str]:
 
 @pytest.mark.slow
 @pytest.mark.skipif(shutil.which("chromium") is None, reason="chromium is not installed: pages cannot be seen in a browser")
-@pytest.mark.parametrize("theme, width", [("light", 1440), ("dark", 390)])
-def test_nothing_serious_on_any_page(tmp_path: Path, theme: str, width: int) -> None:
+def test_nothing_serious_on_any_page(tmp_path: Path) -> None:
+    """Every page is opened once and looked at twice: at a desk in the light, then with a phone in the dark."""
     pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
     found = {}
-    with serving(unpack()) as origin:
-        options = {"viewport": {"width": width, "height": 1000}, "color_scheme": theme}
-        with open_page(tmp_path, origin, **options) as (page, faults):
-            for place in PLACES:
-                page.goto(f"{origin}/{place}")
-                page.wait_for_selector(".h-root")
-                page.wait_for_selector("[data-testid=stApp][data-test-script-state=notRunning]")
-                page.wait_for_timeout(300)
+    with serving(unpack()) as origin, open_page(tmp_path, origin) as (page, faults):
+        for place in PLACES:
+            look(page, "light", 1440)
+            page.goto(f"{origin}/{place}")
+            page.wait_for_selector(".h-root")
+            for theme, width in (("light", 1440), ("dark", 390)):
+                look(page, theme, width)
                 if findings := serious(page):
-                    found[place] = findings
-                for chart in page.query_selector_all("[data-testid=stVegaLiteChart]"):
-                    assert len(chart.get_attribute("aria-label") or "") > 20 or chart.query_selector("[aria-label]"), place
+                    found[place, theme] = findings
                 assert page.evaluate("document.documentElement.scrollWidth") <= width, f"{place} scrolls sideways"
+            for chart in page.query_selector_all("[data-testid=stVegaLiteChart]"):
+                assert len(chart.get_attribute("aria-label") or "") > 20 or chart.query_selector("[aria-label]"), place
+        for width in (1440, 390):
+            look(page, "light", width)
             page.goto(f"{origin}/")
             page.wait_for_selector(".h-root a")
             reached = set()
@@ -54,3 +55,15 @@ def test_nothing_serious_on_any_page(tmp_path: Path, theme: str, width: int) -> 
             assert {"stSelectbox", "stHtml"} & reached, "the keyboard reaches the controls and the table's links"
     assert faults.errors == [] and faults.foreign == []
     assert found == {}
+
+
+def look(page: Any, theme: str, width: int) -> None:
+    """Give the page this look, and wait until it has it."""
+    page.emulate_media(color_scheme=theme)
+    page.set_viewport_size({"width": width, "height": 1000})
+    if page.url == "about:blank":
+        return
+    page.wait_for_selector("[data-testid=stApp][data-test-script-state=notRunning]")
+    dark = "getComputedStyle(document.querySelector('[data-testid=stApp]')).colorScheme == 'dark'"
+    page.wait_for_function(f"({dark}) == {str(theme == 'dark').lower()}", timeout=5000)
+    page.wait_for_timeout(300)

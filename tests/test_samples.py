@@ -3,11 +3,12 @@
 import re
 
 import pytest
+from sqlalchemy import select, text
 
 from core.errors import RegistryError
 from db import samples
 from db.models import Answer, Judgment
-from db.registry import Registry
+from db.registry import VERSION_TABLE, Registry, head
 from tests.sample_registry import Sample, fill
 from tests.test_dashboard import HOSTILE, TAGS, app, shown, words  # noqa: F401  (app is a fixture)
 
@@ -111,6 +112,26 @@ def test_the_samples_page_lists_and_opens_answers(app, filled: Registry):  # noq
     text = [code.value for code in opened.code]
     assert HOSTILE[1] in text and f"{HOSTILE[0]} I choose" in text and "<|user|>\nQuestion 1" in text
     assert "There is no evaluation 99" in words(shown(app("samples", filled, evaluation="99")))
+    gone = app("samples", filled, evaluation="1", sample="99999")
+    assert "holds no answer" in words(shown(gone)) and "q0 " in words(shown(gone.button[0].click().run()))
+
+
+def test_answers_of_a_registry_without_categories_are_kept(filled: Registry):
+    with filled.write() as session:
+        session.execute(text("ALTER TABLE answer DROP COLUMN category"))
+        session.execute(text(f"UPDATE {VERSION_TABLE} SET version_num = '0002'"))
+    with pytest.raises(RegistryError, match="schema 0002 .*`harness db upgrade`"):
+        Registry.open(filled.url)
+    assert filled.upgrade() == ("0002", head())
+    with filled.read() as session:
+        assert len(samples.lines(session, 1, limit=200)) == 120
+        assert samples.question_categories(session, 1) == {}
+    with filled.write() as session:
+        first = session.scalars(select(Answer).where(Answer.answer_set_id == 1).order_by(Answer.id)).first()
+        first.category = "maths"
+    with filled.read() as session:
+        assert samples.question_categories(session, 1) == {"q0": "maths"}
+        assert ids(samples.lines(session, 1, category="maths")) == ["q0"]
 
 
 def test_another_filter_starts_at_the_first_page(app, filled: Registry):  # noqa: F811

@@ -69,3 +69,20 @@ def test_a_failure_is_not_kept(registry: Registry, asked: list[str]):
         with pytest.raises(LookupError):
             source.read(broken)
     assert len(asked) == 2
+
+
+def test_who_waited_through_a_change_does_not_ask_for_the_older_state():
+    shared, asked, state = source.Shared(), [], ["1"]
+
+    def ask() -> int:
+        asked.append(state[0])
+        state[0] = "2" if len(asked) == 1 else state[0]
+        time.sleep(0.1)
+        return len(asked)
+
+    threads = [threading.Thread(target=shared.answer, args=("q", lambda: state[0], ask)) for _ in range(6)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert asked == ["1", "2"]

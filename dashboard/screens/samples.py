@@ -33,6 +33,9 @@ def page() -> None:
         st.html(_about(chosen))
         answer = _number("sample")
         if answer is not None:
+            if st.button("All samples of this evaluation", icon=":material/arrow_back:"):
+                del st.query_params["sample"]
+                st.rerun()
             _one(read(samples.sample, chosen.evaluation_id, answer))
         else:
             _list(chosen)
@@ -128,9 +131,6 @@ def _line(of: Evaluated, line: Line) -> list[object]:
 
 def _one(found: Sample) -> None:
     answer, of = found.answer, found.evaluated
-    if st.button("All samples of this evaluation", icon=":material/arrow_back:"):
-        del st.query_params["sample"]
-        st.rerun()
     verdict = " / ".join(f.decimal(judgment.value, 2) for judgment in found.judgments) or f.ABSENT
     place = f"turn {answer.turn}, sample {answer.sample}" if answer.turn > 1 or answer.sample else ""
     spent = sum(j.micro_dollars for j in found.judgments)
