@@ -25,6 +25,7 @@ _SHOWN = (
     "questions",
     "judgments",
     "tokens_per_second",
+    "limit_share",
 )
 
 

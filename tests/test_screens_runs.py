@@ -13,6 +13,8 @@ from db.registry import Registry
 from tests.sample_registry import Sample, fill
 from tests.test_dashboard import app, shown, words  # noqa: F401  (app is a fixture)
 
+SHARE = {"limit_share": 0.4567, "limit": "8 x NVIDIA H100 80GB HBM3, bfloat16 (data sheet)"}
+
 
 @pytest.fixture
 def runs_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
@@ -51,14 +53,14 @@ def test_the_page_shows_the_log_of_what_runs_and_refreshes(app, registry: Regist
     run = sample.run("second", "running")
     log = runs_folder / "generate.log"
     log.write_text("loading\n40 tokens a second \x1b[2J\n")
-    sample.stage(run, "sft", log=str(runs_folder / "sft.log"), metrics={"tokens_per_second": 2345.6})
+    sample.stage(run, "sft", log=str(runs_folder / "sft.log"), metrics={"tokens_per_second": 2345.6} | SHARE)
     begun = now() - timedelta(seconds=20)
     fields = {"done": 10, "total": 40, "unit": "prompts", "started_at": begun, "heartbeat_at": begun, "log": str(log)}
     sample.stage(run, "generate[1]", "running", 1, **fields)
     test = app("runs", registry)
     assert any("40 tokens a second ⟨U+001B⟩[2J" in code.value for code in test.code), "as text, and nothing that moves the cursor"
     said = words(shown(test))
-    assert re.search(r"heard [23]\d s ago", said) and "2\u2009346" in said
+    assert re.search(r"heard [23]\d s ago", said) and "2\u2009346 45.7 % of 8 x NVIDIA H100" in " ".join(said.split())
     log.write_text("loading\nhalf way\n")
     assert any("half way" in code.value for code in test.run().code)
     test.selectbox(key="log").set_value("sft").run()

@@ -10,6 +10,7 @@ from dashboard.log_tail import tail
 from dashboard.markup import Column, Markup
 from dashboard.source import empty, expected_errors, pick_run, read
 from db import views
+from db.throughput import Computing, computing
 from db.views import RunStatus, RunSummary, StageStatus
 
 REFRESH_SECONDS = 2.0
@@ -133,11 +134,19 @@ def _stage(stage: StageStatus) -> list[object]:
         markup.progress(stage.done, stage.total, stage.unit),
         rate,
         f.duration(stage.eta_seconds) if stage.eta_seconds is not None else "",
-        f.count(stage.metrics["tokens_per_second"]) if stage.metrics.get("tokens_per_second") else "",
+        _speed(computing(stage.metrics)),
         str(stage.attempts) if stage.attempts else "",
         f.duration(stage.seconds) if stage.seconds is not None else "",
         f.size(stage.peak_rss_bytes) if stage.peak_rss_bytes is not None else "",
     ]
+
+
+def _speed(found: Computing | None) -> object:
+    """Tokens a second, and below them the share of what the hardware can do at most."""
+    if found is None:
+        return ""
+    share = "" if found.limit_share is None else f"{100 * found.limit_share:.1f} % of {found.limit}"
+    return Markup(f"{f.count(found.tokens_per_second)}{f'<small>{markup.text(share)}</small>' if share else ''}")
 
 
 def _error(title: str, error: str, log: str | None) -> None:
