@@ -20,6 +20,7 @@ from core.seeds import derive_seed
 from train.batches import length_batches
 from train.chat import Message, load_tokenizer
 from train.loading import load_complete
+from train.packed_linear import pack_linear_layers
 from train.performance import Work, causal
 from train.preference_prompt import encode, label_ids
 from train.preference_self_test import require_known_pairs
@@ -68,6 +69,7 @@ class PairwisePreferenceModel:
         self.tokenizer = load_tokenizer(checkpoint)
         self.labels = label_ids(self.tokenizer)
         self.model = load_complete(AutoModelForCausalLM, checkpoint, DTYPES[dtype]).to(self.device)
+        pack_linear_layers(self.model)
         self.work = Work()
         if resources.get("self_test", True):
             require_known_pairs(self, Path(checkpoint), DTYPES[dtype])

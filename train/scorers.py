@@ -18,6 +18,7 @@ from core.errors import HarnessError, RecipeError
 from train.batches import length_batches
 from train.chat import Message, load_tokenizer, render
 from train.loading import load_complete
+from train.packed_linear import pack_linear_layers
 from train.performance import Work, causal
 from train.plugins import find_plugin
 from train.reward_forward import MIN_SHARED, RewardForward, shared_beginnings
@@ -89,6 +90,7 @@ class BradleyTerryScorer:
         if model.config.pad_token_id is None:
             model.config.pad_token_id = self.tokenizer.pad_token_id or self.tokenizer.eos_token_id
         self.model = model.to(self.device)
+        pack_linear_layers(self.model)
         self.forward = RewardForward(self.model, self.batch_tokens)
         self.work = Work()
 
