@@ -4,6 +4,7 @@ import asyncio
 import re
 import shutil
 import socket
+import sys
 import urllib.request
 from collections.abc import Iterator
 from html import unescape
@@ -69,6 +70,11 @@ HOSTILE = [
 def app(monkeypatch: pytest.MonkeyPatch, tmp_path: Path):
     """`app(page, registry=None, **query)`: a page as a visitor sees it, and no exception on it."""
     testing = pytest.importorskip("streamlit.testing.v1", reason="streamlit is not installed")
+
+    # What a test writes must be on the next page, not two seconds later.
+    monkeypatch.setattr("dashboard.source.STALE_SECONDS", 0.0)
+    # AppTest puts the page's script there and leaves it: processes that other tests spawn would run it.
+    monkeypatch.setitem(sys.modules, "__main__", sys.modules["__main__"])
 
     def visit(page: str, registry: Registry | None = None, **query: str):
         monkeypatch.setenv("HARNESS_DB", registry.url if registry else f"sqlite:///{tmp_path / 'none.db'}")

@@ -6,7 +6,7 @@ from html import unescape
 import pytest
 from sqlalchemy import select
 
-from dashboard import length_outcome, source
+from dashboard import length_outcome
 from dashboard.text_diff import WORDS, side_by_side
 from db import samples
 from db.differences import Differs, differences, evaluated_differently, made_differently
@@ -60,8 +60,7 @@ def test_without_the_marks_the_texts_stand_as_they_are(app, judged: Registry) ->
     assert any(code.value.startswith("the second says yes and goes on") for code in test.code)
 
 
-def test_a_comparison_is_kept_until_one_of_the_two_is_judged_anew(app, judged: Registry, monkeypatch) -> None:  # noqa: F811
-    monkeypatch.setattr(source, "STALE_SECONDS", 0.0)
+def test_a_comparison_is_kept_until_one_of_the_two_is_judged_anew(app, judged: Registry) -> None:  # noqa: F811
     test = app("compare", judged)
     assert "+22.50" in words(shown(test))
     with judged.write() as session:

@@ -1,7 +1,8 @@
 """Sign-in: nothing of the registry is shown before it, and only those on the list come in."""
 
-from pathlib import Path
+from pathlib import sys
 
+import Path
 import pytest
 
 from core.errors import HarnessError
@@ -18,6 +19,7 @@ def test_before_signing_in_no_page_shows_anything(registry: Registry, monkeypatc
     testing = pytest.importorskip("streamlit.testing.v1", reason="streamlit is not installed")
     fill(registry)
     monkeypatch.setenv("HARNESS_DB", registry.url)
+    monkeypatch.setitem(sys.modules, "__main__", sys.modules["__main__"])  # AppTest leaves the page's script there
     test = testing.AppTest.from_file(APP, default_timeout=60)
     test.secrets["auth"] = AUTH
     test.secrets["dashboard"] = {"allowed": ["@example.org"]}
