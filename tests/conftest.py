@@ -47,7 +47,7 @@ def tiny_llama(tmp_path_factory: pytest.TempPathFactory) -> Path:
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     tokenizer.decoder = decoders.ByteLevel()
     special = ["<|endoftext|>", "<|im_start|>", "<|im_end|>", "<|pad|>"]
-    # Of texts that hardly ever change: other tokens would be another model, and what it learns in three steps is near a threshold.
+    # Of texts that hardly ever change: other tokens make another model, and what it learns in three steps is near thresholds.
     text = [(ROOT / "harness" / "starter" / name).read_text() for name in ("preferences.jsonl", "prompts.jsonl")]
     trainer = trainers.BpeTrainer(vocab_size=1024, special_tokens=special, initial_alphabet=pre_tokenizers.ByteLevel.alphabet())
     tokenizer.train_from_iterator(text, trainer)

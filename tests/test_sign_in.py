@@ -1,8 +1,8 @@
 """Sign-in: nothing of the registry is shown before it, and only those on the list come in."""
 
-from pathlib import sys
+import sys
+from pathlib import Path
 
-import Path
 import pytest
 
 from core.errors import HarnessError
