@@ -14,6 +14,7 @@ to 1e-4 in float32.
 import argparse
 import gzip
 import json
+import multiprocessing
 import os
 import platform
 import random
@@ -119,6 +120,46 @@ def ours(
     return scorer.score(conversations), time.perf_counter() - began
 
 
+def side_by_side(
+    processes: int, checkpoint: Path, conversations: Conversations, max_length: int, dtype: str, batch_tokens: int | None
+) -> tuple[list[float], float]:
+    """`ours` by so many processes with a share of the threads each (`annotate.processes`), every prompt whole in one of them;
+    from the moment when all have loaded to the end of the last."""
+    import torch
+
+    context = multiprocessing.get_context("spawn")
+    ready, results = context.Barrier(processes + 1), context.SimpleQueue()
+    parts: list[list[int]] = [[] for _ in range(processes)]
+    for first in range(0, len(conversations), ANSWERS):
+        parts[(first // ANSWERS) % processes] += range(first, first + ANSWERS)
+    resources = {"threads": max(1, torch.get_num_threads() // processes)}
+    resources |= {} if batch_tokens is None else {"batch_tokens": batch_tokens}
+    for numbers in parts:
+        mine = [conversations[i] for i in numbers]
+        arguments = (checkpoint, mine, numbers, max_length, dtype, resources, ready, results)
+        context.Process(target=_score_part, args=arguments, daemon=True).start()
+    ready.wait()
+    began = time.perf_counter()
+    rewards = dict(pair for _ in parts for pair in results.get())
+    return [rewards[i] for i in range(len(conversations))], time.perf_counter() - began
+
+
+def _score_part(
+    checkpoint: Path,
+    conversations: Conversations,
+    numbers: list[int],
+    max_length: int,
+    dtype: str,
+    resources: dict[str, Any],
+    ready: Any,
+    results: Any,
+) -> None:
+    scorer = BradleyTerryScorer(checkpoint, max_length=max_length, dtype=dtype, resources=resources)
+    scorer.score(conversations[:ANSWERS])
+    ready.wait()
+    results.put(list(zip(numbers, scorer.score(conversations), strict=True)))
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("checkpoint", type=Path)
@@ -128,6 +169,7 @@ def main() -> None:
     parser.add_argument("--max-length", type=int, default=2048)
     parser.add_argument("--dtype", choices=("float32", "bfloat16"), default="float32", help="of both sides")
     parser.add_argument("--batch-tokens", type=int, help="padded tokens of one forward pass here (default: the scorer's own)")
+    parser.add_argument("--processes", type=int, default=1, help="of ours, side by side (annotate.processes)")
     parser.add_argument("--json", action="store_true", help="print the figures as one line of JSON")
     arguments = parser.parse_args()
     mirror = os.environ.get("HARNESS_DATA")
@@ -142,13 +184,15 @@ def main() -> None:
         tokenizer = load_tokenizer(checkpoint)
         lengths = [len(render(tokenizer, c, add_generation_prompt=False)[1]) for c in conversations]
         prompts = [len(render(tokenizer, c[:-1])[1]) for c in conversations]
-        mine, my_seconds = ours(checkpoint, conversations, arguments.max_length, arguments.dtype, arguments.batch_tokens)
+        given = (checkpoint, conversations, arguments.max_length, arguments.dtype, arguments.batch_tokens)
+        mine, my_seconds = ours(*given) if arguments.processes == 1 else side_by_side(arguments.processes, *given)
         other, other_seconds = theirs(checkpoint, [conversations[i] for i in subset], arguments.max_length, arguments.dtype)
     import torch
 
     figures = {
         "texts": arguments.texts,
         "dtype": arguments.dtype,
+        "processes": arguments.processes,
         "samples": len(conversations),
         "tokens": sum(lengths),
         "prompt_tokens_mean": sum(prompts) / len(prompts),
@@ -166,7 +210,10 @@ def main() -> None:
     if arguments.json:
         print(json.dumps(figures))
         return
-    print(f"{figures['machine']}, {os.cpu_count()} cores, {figures['threads']} threads, {arguments.dtype}, {arguments.texts}")
+    print(
+        f"{figures['machine']}, {os.cpu_count()} cores, {figures['threads']} threads, {arguments.dtype}, {arguments.texts}; "
+        f"processes here: {arguments.processes}"
+    )
     print(f"prompts of {figures['prompt_tokens_mean']:.0f} tokens, answers of {figures['answer_tokens_mean']:.0f}\n")
     print(f"{'':<22}{'samples':>9}{'tokens':>10}{'seconds':>10}{'samples/s':>11}")
     for label, prefix in (("here", ""), ("pipeline, batch 1", "peer_")):
