@@ -1,18 +1,20 @@
 """What the runner writes to the registry: runs, iterations, stages, checkpoints, statistics, curves, costs."""
 
+import math
 import os
 import platform
 from pathlib import Path
 from typing import Any
 
-from sqlalchemy import select
+from sqlalchemy import delete, select
 
-from core.artifacts import Artifact
+from core.artifacts import Artifact, read_rows
 from core.fingerprint import digest
 from core.stage import environment
 from db import Registry, insert_ignore, models, upsert
 from db.models import now
 from harness.plan import Node
+from train.curves import FILE as CURVES
 
 # label of a policy in the plan -> kind of checkpoint
 KINDS = {
@@ -55,10 +57,14 @@ def finish_run(registry: Registry, run_id: int, status: str, error: str | None =
 
 
 def stage_row(registry: Registry, run_id: int, node: Node, **values: Any) -> int:
-    """Write fields of a stage's row; returns its id."""
+    """Write fields of a stage's row; returns its id. Curves of the stage under another key, of other settings, are dropped."""
+    where = {"run_id": run_id, "name": node.name}
     with registry.write() as session:
+        known = session.scalar(select(models.StageRun).filter_by(**where))
+        if known is not None and known.key != node.key:
+            session.execute(delete(models.Curve).where(models.Curve.stage_id == known.id))
         common = {"program": node.program, "key": node.key, "iteration": node.iteration}
-        return upsert(session, models.StageRun, {"run_id": run_id, "name": node.name}, common | values).id
+        return upsert(session, models.StageRun, where, common | values).id
 
 
 def stage_started(registry: Registry, run_id: int, node: Node, pid: int, log: str) -> int:
@@ -96,6 +102,7 @@ def stage_done(registry: Registry, run_id: int, node: Node, artifact: Artifact, 
     if not reused:
         values["finished_at"] = now()
     stage_id = stage_row(registry, run_id, node, **values)
+    sealed_curves(registry, stage_id, artifact)
     with registry.write() as session:
         gpus = manifest.get("gpus", 0)
         kind, amount = ("gpu_seconds", gpus * manifest["seconds"]) if gpus else ("cpu_seconds", manifest["seconds"])
@@ -114,10 +121,40 @@ def stage_done(registry: Registry, run_id: int, node: Node, artifact: Artifact, 
 
 def curve_points(registry: Registry, stage_id: int, points: list[tuple[int, dict[str, float]]]) -> None:
     """Store training-curve points; a step logged again after a resume keeps its first value."""
-    rows = [{"stage_id": stage_id, "metric": m, "step": s, "value": float(v)} for s, values in points for m, v in values.items()]
+    rows = [
+        {"stage_id": stage_id, "metric": m, "step": s, "value": _finite(v)} for s, values in points for m, v in values.items()
+    ]
     if rows:
         with registry.write() as session:
             insert_ignore(session, models.Curve, rows, ["stage_id", "metric", "step"])
+
+
+def _finite(value: float) -> float | None:
+    """None in place of NaN and infinity, which PostgreSQL and JSON keep and SQLite does not."""
+    return float(value) if math.isfinite(value) else None
+
+
+def sealed_curves(registry: Registry, stage_id: int, artifact: Artifact) -> None:
+    """Put the curves that a training sealed in place of those that came as events.
+
+    Events are lost while no runner listens, repeated by a resume, and absent from a run that reuses another's training.
+    """
+    path = artifact.file(CURVES)
+    if not path.exists():
+        return
+    rows = [
+        {"stage_id": stage_id, "metric": metric, "step": point["step"], "value": _finite(value)}
+        for point in read_rows(path)
+        for metric, value in point.items()
+        if metric != "step"
+    ]
+    of_stage = models.Curve.stage_id == stage_id
+    with registry.write() as session:
+        known = session.execute(select(models.Curve.metric, models.Curve.step, models.Curve.value).where(of_stage)).tuples()
+        if set(known) == {(row["metric"], row["step"], row["value"]) for row in rows}:
+            return
+        session.execute(delete(models.Curve).where(of_stage))
+        insert_ignore(session, models.Curve, rows, ["stage_id", "metric", "step"])
 
 
 def checkpoint(

@@ -93,8 +93,9 @@ def test_killed_in_four_places_and_resumed(recipe: Path, tmp_path: Path) -> None
         assert session.scalar(select(func.count()).select_from(models.StageRun).where(models.StageRun.status == "failed")) == 0
         attempts = dict(session.execute(select(models.StageRun.name, models.StageRun.attempts)).tuples().all())
         assert attempts["generate[1]"] == 2 and attempts["annotate[1]"] == 1
-        losses = session.scalars(select(models.Curve.value).join(models.StageRun).where(models.StageRun.name == "dpo[1]")).all()
-        assert losses
+        of_dpo = select(models.Curve.step).join(models.StageRun).where(models.StageRun.name == "dpo[1]")
+        steps = session.scalars(of_dpo.where(models.Curve.metric == "loss")).all()
+        assert sorted(steps) == [1, 2, 3]  # each once, those before the kill too
         # Every question answered once, every judgment made once, whatever was killed.
         for model in (models.Answer, models.Judgment):
             assert session.scalar(select(func.count()).select_from(model)) > 0

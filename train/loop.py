@@ -13,6 +13,7 @@ from typing import Any
 
 from core.stage import Stage
 from train.checkpoint import stored_dtype, verify_checkpoint
+from train.curves import write_curves
 from train.lora import merged, save_adapter
 from train.rolling import keep_only, newest_complete
 from train.saving import require_same_tensors, require_tied, take_probe
@@ -34,8 +35,9 @@ class Trained:
 def train_and_save(trainer: Any, stage: Stage, source: Path, tokenizer: Any = None) -> Trained:
     """Train (or go on training), write and verify `stage.work/checkpoint`, and end the process group; all ranks call it.
 
-    Weights are stored in the dtype of `source`, the checkpoint that training started from. `tokenizer` is saved with
-    them; None copies the files of `source` unchanged, as well as its configuration.
+    The training's curves are left in `stage.work/curves.jsonl` (`train.curves`). Weights are stored in the dtype of
+    `source`, the checkpoint that training started from. `tokenizer` is saved with them; None copies the files of `source`
+    unchanged, as well as its configuration.
     """
     rolling = stage.work / "rolling"
     resume = newest_complete(rolling, trainer.args.world_size)
@@ -49,6 +51,8 @@ def train_and_save(trainer: Any, stage: Stage, source: Path, tokenizer: Any = No
     trainer.add_callback(clock.callback())
     trainer.train(resume_from_checkpoint=str(resume) if resume else None)
     history = [entry for entry in trainer.state.log_history if "loss" in entry]
+    if stage.is_main:
+        write_curves(stage.work, trainer.state.log_history)
     probe = take_probe(trainer)
     _save(trainer, stage.work / "checkpoint", source, tokenizer, stage.is_main)
     _leave(trainer)

@@ -16,6 +16,7 @@ from trl import DPOTrainer, RewardTrainer, SFTTrainer
 
 from core.errors import RecipeError
 from core.stage import Stage
+from train.curves import values_of
 from train.order import EpochOrder
 from train.packing import require_isolation
 from train.preference_losses import PairBatch, on_policy_weight
@@ -29,9 +30,6 @@ PAIR_COLUMNS = tuple(
     for side in ("chosen", "rejected")
 )
 """What a row of a pair may carry beyond trl's columns: values of `PairBatch`, and log-probabilities of the first policy."""
-
-HELD_OUT = {"eval_rewards/accuracies": "held_out/accuracy", "eval_rewards/margins": "held_out/margin"}
-"""What is kept of trl's evaluation on held-out pairs: its name there and ours."""
 
 
 class StageCallback(TrainerCallback):
@@ -48,27 +46,19 @@ class StageCallback(TrainerCallback):
         self.stage.progress(state.global_step, state.max_steps, "steps")
 
     def on_log(self, args: Any, state: Any, control: Any, logs: dict[str, Any], **kwargs: Any) -> None:
-        held_out = {name: float(logs[theirs]) for theirs, name in HELD_OUT.items() if theirs in logs}
-        if held_out:
-            state.log_history[-1].update(held_out)
-            self._report(state.global_step, held_out)
-        if "loss" not in logs:  # the summary at the end of training
+        values = values_of(logs)
+        if not values:
             return
-        values = {name: float(value) for name, value in logs.items() if isinstance(value, int | float) and name != "epoch"}
-        if not math.isfinite(values["loss"]):
+        if not math.isfinite(values.get("loss", 0.0)):
             raise RecipeError(f"The loss is {values['loss']} at step {state.global_step}; lower learning_rate or max_grad_norm.")
-        if self.derive:
-            derived = self.derive(values)
-            state.log_history[-1].update(derived)
-            values |= derived
-        self._report(state.global_step, values)
+        if self.derive and "loss" in values:
+            values |= self.derive(values)
+        state.log_history[-1].update(values)  # kept by rolling checkpoints, and so by `write_curves` after a resume
+        self.stage.metric(state.global_step, **values)
+        self.trackers.log(state.global_step, values)
 
     def on_train_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         self.trackers.close()
-
-    def _report(self, step: int, values: dict[str, float]) -> None:
-        self.stage.metric(step, **values)
-        self.trackers.log(step, values)
 
     def on_save(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         barrier()
