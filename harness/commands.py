@@ -9,7 +9,7 @@ from rich.table import Table
 from core import paths
 from core.artifacts import Store
 from core.errors import JudgeError, MissingInput, RecipeError
-from harness.console import JsonReporter, emit_json, make_reporter
+from harness.console import JsonReporter, emit_json, make_reporter, say_notes
 
 
 def run_recipe(
@@ -26,7 +26,7 @@ def run_recipe(
     from db import Registry
     from harness.baselines import derive
     from harness.plan import build_plan
-    from harness.preflight import check_recipe
+    from harness.preflight import check_judges_served, check_recipe
     from harness.recipe_file import load_recipe
     from harness.resolve import resolve
     from harness.workflow import train_and_eval
@@ -40,6 +40,7 @@ def run_recipe(
     if dry_run:
         print_plan(build_plan(recipe, inputs), as_json, db)
         return
+    say_notes(check_judges_served(recipe.evaluate, recipe.annotate.judge))
     registry = Registry.open(db)
     reporter = make_reporter(as_json)
     run_name = run or recipe.name
@@ -90,7 +91,7 @@ def run_evaluation(
     from db import Registry
     from harness.imported import imported_policy
     from harness.plan import Inputs, build_evaluation
-    from harness.preflight import check_evaluation
+    from harness.preflight import check_evaluation, check_judges_served
     from harness.resolve import resolve_benchmarks, resolve_checkpoint, resolve_judge
     from harness.workflow import evaluate_checkpoint
 
@@ -106,6 +107,7 @@ def run_evaluation(
     if dry_run:
         print_plan(build_evaluation(settings, seed, policy, inputs), as_json, db)
         return
+    say_notes(check_judges_served(settings))
     reporter = make_reporter(as_json)
     try:
         name = evaluate_checkpoint(settings, seed, policy, inputs, registry, reporter)

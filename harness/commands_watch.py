@@ -6,7 +6,7 @@ from typing import Any
 import typer
 
 from core.errors import JudgeError, RecipeError
-from harness.console import JsonReporter, Reporter, make_reporter
+from harness.console import JsonReporter, Reporter, make_reporter, say_notes
 
 DEFAULT = "human_eval,truthful_qa"
 Judging = tuple[str | None, str | None, list[str], float | None]
@@ -27,7 +27,7 @@ def run_watch(
     once, interval and settle in seconds."""
     from db import Registry
     from harness.plan import Inputs, Ref
-    from harness.preflight import check_evaluation
+    from harness.preflight import check_evaluation, check_judges_served
     from harness.resolve import resolve_benchmarks, resolve_judge
     from harness.watching import Watch
     from harness.workflow import evaluate_checkpoint
@@ -39,6 +39,7 @@ def run_watch(
     if benchmarks != "none":
         section, rewards, seed = _section(registry, benchmarks, recipe, evaluating)
         check_evaluation(section)
+        say_notes(check_judges_served(section))
         inputs = Inputs(base=None, sources=[], benchmarks=resolve_benchmarks(section), judge=resolve_judge(section), **rewards)
 
         def evaluate(policy: Ref, name: str) -> str:

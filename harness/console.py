@@ -171,6 +171,12 @@ def emit_json(value: Any) -> None:
     sys.stdout.write("\n")
 
 
+def say_notes(notes: list[str]) -> None:
+    """What a user should know and nothing stops for, on standard error: `--json` keeps standard output to itself."""
+    for note in notes:
+        print(f"note: {note}", file=sys.stderr)
+
+
 def make_reporter(as_json: bool) -> Reporter:
     """The reporter that fits the output: --json, a terminal, or anything else."""
     if as_json:

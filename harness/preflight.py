@@ -76,6 +76,21 @@ def check_judges_access(judge: Judge | AnnotationJudge, section: str) -> None:
     check_budget(judge.model_dump(mode="json"))
 
 
+def check_judges_served(evaluate: Evaluate, annotation: AnnotationJudge | None = None) -> list[str]:
+    """Ask the endpoints of a run's judges for their models; returns what could not be found out. Raises JudgeError.
+
+    Not part of `check_recipe`, so that a dry run needs no network.
+    """
+    from evals.judges.reachable import require_served
+
+    asked = {"annotate.judge": annotation} if annotation else {}
+    if evaluate.judge.kind == "openai" and any(
+        b.name in BENCHMARKS and BENCHMARKS[b.name].verdict == "judge" for b in evaluate.benchmarks
+    ):
+        asked["evaluate.judge"] = evaluate.judge
+    return [note for section, judge in asked.items() for note in require_served(judge.model_dump(mode="json"), section)]
+
+
 def require_modules(names: set[str], what: str) -> None:
     """Raise MissingInput naming the extras that are not installed."""
     missing = sorted(name for name in names if importlib.util.find_spec(name) is None)

@@ -24,6 +24,9 @@ KINDS = {
     "gold_reward": "gold_reward",
     "preference": "preference",
     "policy": "third_party",
+    "reward_start": "third_party",
+    "gold_reward_start": "third_party",
+    "preference_start": "third_party",
 }
 
 

@@ -44,6 +44,7 @@ def resolve(recipe: Recipe) -> Inputs:
         reward=_reward(recipe.reward.checkpoint) if recipe.reward else None,
         gold_reward=_reward(recipe.gold_reward.checkpoint) if recipe.gold_reward else None,
         preference=_reward(recipe.preference.checkpoint) if recipe.preference else None,
+        backbones=_backbones(recipe),
         scorers={member.name: _reward(member.checkpoint) for member in recipe.annotate.members if member.checkpoint},
         judge=resolve_judge(recipe.evaluate),
     )
@@ -170,6 +171,16 @@ def _base(model: Model) -> Ref | None:
 
 def _reward(model: Model | None) -> Ref | None:
     return None if model is None else resolve_checkpoint(model.source, model.revision)
+
+
+def _backbones(recipe: Recipe) -> dict[str, Ref]:
+    """The models, other than the recipe's own, that its reward and preference models are trained from."""
+    sections = {"reward": recipe.reward, "gold_reward": recipe.gold_reward, "preference": recipe.preference}
+    return {
+        name: resolve_checkpoint(section.start.source, section.start.revision)
+        for name, section in sections.items()
+        if section and not section.checkpoint and isinstance(section.start, Model)
+    }
 
 
 def _benchmark(benchmark: Benchmark) -> BenchmarkInput:

@@ -145,8 +145,9 @@ class Runner:
 
     def register_given(self, plan: Plan) -> None:
         """Checkpoints that the recipe names and no stage makes."""
-        for label in ("base", "policy", "reward", "gold_reward", "preference"):
-            ref = plan.policies.get(label)
+        given = {label: plan.policies.get(label) for label in ("base", "policy", "reward", "gold_reward", "preference")}
+        given |= {f"{label}_start": ref for label, ref in plan.inputs.backbones.items()}
+        for label, ref in given.items():
             if ref is not None and ref.stage is None:
                 provenance = {"name": f"{Path(ref.path).name}", "path": ref.path}
                 record.checkpoint(self.registry, self.run_id, label, 0, ref.fingerprint, ref.path, None, None, None, provenance)

@@ -64,9 +64,12 @@ def fails(
 
 
 class ScriptedJudgeServer:
-    """Serves the script on a free local port; `requests` and `times` record what came, `busiest` how many at once."""
+    """Serves the script on a free local port; `requests` and `times` record what came, `busiest` how many at once.
 
-    def __init__(self, script: Callable[[dict[str, Any], int], Scripted]):
+    `models`: the reply to GET /models and /models/NAME; None for an endpoint without them.
+    """
+
+    def __init__(self, script: Callable[[dict[str, Any], int], Scripted], models: Scripted | None = None):
         self.requests: list[dict[str, Any]] = []
         self.times: list[float] = []
         self.keys: set[str] = set()
@@ -90,6 +93,12 @@ class ScriptedJudgeServer:
                 time.sleep(reply.delay)
                 with lock:
                     outer._busy -= 1
+                self._send(reply)
+
+            def do_GET(self) -> None:
+                self._send(models or fails(404, "no such page"))
+
+            def _send(self, reply: Scripted) -> None:
                 data = (reply.body if isinstance(reply.body, str) else json.dumps(reply.body)).encode()
                 self.send_response(reply.status)
                 for name, value in (

@@ -1,5 +1,7 @@
 """The plan is a pure function of recipe and inputs; keys change exactly where the work changes."""
 
+from dataclasses import replace
+
 import pytest
 
 from core.errors import RecipeError
@@ -161,3 +163,12 @@ def test_evaluation_of_a_checkpoint_alone() -> None:
     plan = build_evaluation(recipe.evaluate, 1, Ref(path="/theirs", fingerprint="theirs"), inputs)
     assert list(plan.nodes) == ["answer[policy]", "likelihood[policy]", "execute[policy]", "judge[policy]"]
     assert plan.nodes["judge[policy]"].inputs["judge"].fingerprint == "gold"
+
+
+def test_a_reward_model_may_start_from_a_model_that_is_not_the_recipe_s() -> None:
+    other = Ref(path="/other", fingerprint="other")
+    recipe = load_recipe("quickstart", ["reward.start.source=/other"])
+    plan = build_plan(recipe, replace(_inputs(), backbones={"reward": other}))
+    assert plan.nodes["reward"].inputs["policy"] == other
+    assert plan.nodes["gold_reward"].inputs["policy"] == _plan().nodes["gold_reward"].inputs["policy"] != other
+    assert plan.nodes["reward"].key != _plan().nodes["reward"].key

@@ -74,6 +74,16 @@ def test_the_public_recipe_resolves_in_the_mirror(data: Path, monkeypatch: pytes
     assert {b.settings["limit"] for b in inputs.benchmarks} == {32, 24, 16, 48}
 
 
+def test_backbones_of_judges_are_resolved_like_any_checkpoint(checkpoint: Path) -> None:
+    start = f"reward.start.source={checkpoint}"
+    found = resolve(load_recipe("quickstart", [start, "gold_reward.start=sft"])).backbones
+    assert {name: ref.fingerprint for name, ref in found.items()} == {"reward": checkpoint_fingerprint(checkpoint)}
+    with pytest.raises(MissingInput, match="neither a directory here nor a hub id"):
+        resolve(load_recipe("quickstart", ["gold_reward.start.source=/nowhere"]))
+    with pytest.raises(RecipeError, match="reward.start"):
+        load_recipe("quickstart", ["reward.start=elsewhere"])
+
+
 def test_without_data_a_recipe_names_the_command() -> None:
     with pytest.raises(MissingInput, match="harness data fetch hh_rlhf_harmless_test"):
         resolve(load_recipe("smollm2-135m"))

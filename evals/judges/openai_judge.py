@@ -44,7 +44,7 @@ class OpenAIJudge:
     def __init__(self, settings: Mapping[str, Any], work: Path | None = None, say: Callable[[str], None] = lambda text: None):
         self.name: str = settings["model"]
         self.settings, self.work, self.say = settings, work, say
-        self.addresses = _addresses(self.name, settings)
+        self.addresses = addresses_of(self.name, settings)
         # Always explicit: OPENAI_BASE_URL in the environment must not change who judges.
         self.base_url: str = settings.get("base_url") or self.addresses[0].base_url
         self.batch = settings.get("transport") == "batch"
@@ -233,7 +233,7 @@ def check_budget(settings: Mapping[str, Any]) -> Price | None:
     return price
 
 
-def _addresses(model: str, settings: Mapping[str, Any]) -> list[Address]:
+def addresses_of(model: str, settings: Mapping[str, Any]) -> list[Address]:
     """The endpoints of the settings with their keys. Raises JudgeError for a key that is not there."""
     given = settings.get("endpoints") or [{"base_url": settings.get("base_url")}]
     found = []

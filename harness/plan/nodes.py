@@ -89,6 +89,8 @@ class Inputs:
     """Reward models that the recipe names as checkpoints."""
     preference: Ref | None = None
     """The preference model that the recipe names as a checkpoint."""
+    backbones: dict[str, Ref] = field(default_factory=dict)
+    """Other models that a reward or preference model is trained from: `reward`, `gold_reward`, `preference` -> checkpoint."""
     scorers: dict[str, Ref] = field(default_factory=dict)
     """Members of an ensemble that the recipe names as checkpoints, by the member's name."""
     judge: Ref | None = None

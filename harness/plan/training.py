@@ -83,7 +83,7 @@ def add_preparation(plan: Plan, recipe: Recipe) -> None:
         if isinstance(section, Reward):
             settings = {key: value for key, value in settings.items() if _LATER_OPTIONS.get(key, ...) != value}
         settings["file"] = "gold_train.jsonl" if name == "gold_reward" else "reward_train.jsonl"
-        start = plan.policies["base"] if section.start == "base" else plan.policies["iter-0"]
+        start = inputs.backbones.get(name) or plan.policies["base" if section.start == "base" else "iter-0"]
         program = "train.preference" if name == "preference" else "train.reward"
         plan.add(name, program, settings, {"policy": start, "data": data_ref}, resources=resources)
         plan.policies[name] = Ref(stage=name, part="checkpoint")

@@ -95,8 +95,9 @@ class SFT(Training):
 class Reward(Training):
     checkpoint: Model | None = None
     """A reward model to use as it is; None trains one on the recipe's pairs."""
-    start: Literal["base", "sft"] = "base"
-    """Initial weights of the trained one."""
+    start: Literal["base", "sft"] | Model = "base"
+    """Initial weights of the trained one: the recipe's own, or any model with a chat template, `{source: ...}` (the paper starts
+    from Llama-3-8B-Instruct)."""
     center_rewards_coefficient: float | None = Field(None, ge=0)
     """Adds this times (r_chosen + r_rejected)^2, which keeps rewards near mean 0 (arXiv 2312.09244; 0.01 there)."""
     margin: bool = False
@@ -112,8 +113,8 @@ class Preference(Training):
 
     checkpoint: Model | None = None
     """A preference model to use as it is, e.g. RLHFlow/pair-preference-model-LLaMA3-8B; None trains one on the recipe's pairs."""
-    start: Literal["base", "sft"] = "base"
-    """Initial weights of the trained one."""
+    start: Literal["base", "sft"] | Model = "base"
+    """Initial weights of the trained one: the recipe's own, or any model with a chat template, `{source: ...}`."""
     learning_rate: float = Field(5e-6, gt=0, lt=1)
     batch_size: Positive = 128
     max_length: Positive = 3072
