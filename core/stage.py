@@ -25,6 +25,7 @@ from typing import Any
 
 from core.artifacts import Store
 from core.errors import DiskFull, HarnessError
+from core.gpus import gpus_used
 
 EXIT_USER_ERROR = 2
 
@@ -173,17 +174,6 @@ def environment() -> dict[str, str]:
         except PackageNotFoundError:
             continue
     return found
-
-
-def gpus_used(resources: dict[str, Any]) -> int:
-    """GPUs that this process and its fellow ranks compute on: one a rank, or as many as the engine is split over.
-
-    0 without CUDA, and for a program that never imported torch: it held no GPU.
-    """
-    torch = sys.modules.get("torch")
-    if torch is None or not torch.cuda.is_available():
-        return 0
-    return max(int(os.environ.get("WORLD_SIZE", "1")), int(resources.get("tensor_parallel") or 1))
 
 
 def require_free_space(folder: Path, needed: int, what: str) -> None:

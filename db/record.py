@@ -28,6 +28,13 @@ def upsert(session: Session, model: type[Model], key: dict[str, Any], values: di
     return session.scalars(statement).one()
 
 
+def add_to(session: Session, model: type[Base], key: dict[str, Any], amounts: dict[str, float]) -> None:
+    """Add `amounts` to the columns of the row that `key` (a unique constraint) identifies; they are its values if it is new."""
+    columns = {name: getattr(model, name) + amount for name, amount in amounts.items()}
+    statement = _insert(session, model).values(**key, **amounts)
+    session.connection().execute(statement.on_conflict_do_update(index_elements=list(key), set_=columns))
+
+
 def insert_ignore(session: Session, model: type[Base], rows: list[dict[str, Any]], key: list[str]) -> int:
     """Insert `rows` except those whose `key` (the columns of a unique constraint) exists; returns how many were new.
 

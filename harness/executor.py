@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import subprocess
 import sys
 import time
@@ -9,6 +10,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from core.artifacts import Store
+from core.claim import claimed, clear_if_begun_otherwise
 from core.errors import StageFailed
 from core.stage import Spec, die_with_parent
 
@@ -21,11 +24,27 @@ EventHandler = Callable[[dict[str, Any]], None]
 
 def run_process(
     spec: Spec, program: str, command: list[str], environment: dict[str, str], log: Path, on_event: EventHandler
-) -> None:
+) -> bool:
     """Run `command` (which must read the spec) until it ends, passing each event and a `tick` every poll to `on_event`.
 
+    Returns False where another run, which held the stage, has made it meanwhile: nothing was run then.
     Raises StageFailed with the stage's own sentence, or with its last line and the log's path.
     """
+    store, inputs = Store(Path(spec.store)), {name: value["fingerprint"] for name, value in spec.inputs.items()}
+
+    def waiting(text: str | None) -> None:
+        on_event({"event": "tick"} if text is None else {"event": "message", "text": text})
+
+    with claimed(store, spec.stage, spec.key, spec.run or program, waiting) as waited:
+        if waited and store.find(spec.stage, spec.key) is not None:
+            return False
+        if clear_if_begun_otherwise(store, spec.stage, spec.key, inputs):
+            on_event({"event": "message", "text": "What was begun from other inputs is discarded; starting anew."})
+        _run(spec, program, command, environment, log, on_event)
+    return True
+
+
+def _run(spec: Spec, program: str, command: list[str], environment: dict[str, str], log: Path, on_event: EventHandler) -> None:
     events = Path(spec.events)
     events.parent.mkdir(parents=True, exist_ok=True)
     events.touch()
@@ -94,6 +113,19 @@ def _read_events(path: Path, position: int) -> tuple[int, list[dict[str, Any]]]:
     return position + end, [json.loads(line) for line in chunk[:end].splitlines() if line.strip()]
 
 
+_RULE = re.compile(r"\W*$")
+_EXCEPTION = re.compile(r"^(\[rank\d+\]:\s*)?([A-Za-z_][\w.]*(Error|Exception|Interrupt)|torch\.\S*OutOfMemoryError)\b.*")
+_LAUNCHER = ("ChildFailedError", "SignalException")
+
+
 def _last_line(log: Path) -> str:
-    lines = [line.strip() for line in log.read_text(errors="replace").splitlines() if line.strip()]
-    return lines[-1][:300] if lines else ""
+    """What a log says of its end: the last exception that is not the launcher's own, else the last line with a word in it.
+
+    torchrun closes the log of a failed rank with a summary of its own, below that rank's traceback.
+    """
+    lines = [line.strip() for line in log.read_text(errors="replace").splitlines() if not _RULE.match(line.strip())]
+    raised = [line for line in lines if _EXCEPTION.match(line) and not any(name in line for name in _LAUNCHER)]
+    said = (raised or lines or [""])[-1][:300]
+    if "out of memory" in said.lower():
+        said += " (lower micro_batch_size or batch_tokens, set gradient_checkpointing, or a higher zero_stage)"
+    return said

@@ -7,6 +7,7 @@ from pathlib import Path
 
 from core import paths
 from core.errors import JudgeError, MissingInput, RecipeError
+from core.gpus import visible_gpus
 from core.stage import require_free_space
 from evals.benchmark import BENCHMARKS
 from harness.plan import Inputs
@@ -21,7 +22,10 @@ _INSTALL = "install the extras: pip install -e '.[gpu]' on a GPU node, or run `m
 def check_recipe(recipe: Recipe, inputs: Inputs) -> None:
     """Raise the HarnessError of the first thing that would stop this recipe later."""
     require_modules({"torch", "transformers", "trl", "datasets", "accelerate"}, "training")
+    check_gpus(recipe)
     judges = [part for part in (recipe.reward, recipe.gold_reward, recipe.preference) if part]
+    if any(part.optimizer == "paged_adamw_32bit" for part in (recipe.sft, *judges, recipe.dpo)):
+        require_modules({"bitsandbytes"}, "optimizer paged_adamw_32bit (or set it to adamw_torch)")
     sharded = [part for part in (recipe.sft, *judges, recipe.dpo) if part.zero_stage]
     if sharded:
         require_modules({"deepspeed"}, "a recipe with zero_stage")
@@ -40,6 +44,29 @@ def check_recipe(recipe: Recipe, inputs: Inputs) -> None:
     what = f"A run of {recipe.name} ({checkpoints} checkpoints)"
     require_free_space(paths.home(), weights * (checkpoints + ROLLING_FACTOR), what)
     check_evaluation(recipe.evaluate)
+
+
+def check_gpus(recipe: Recipe) -> None:
+    """Raise RecipeError for sections that want more GPUs than this machine shows. A machine without any is none of it: there the
+    same processes share the cores."""
+    gpus = len(visible_gpus())
+    trained = {"sft": recipe.sft, "reward": recipe.reward, "gold_reward": recipe.gold_reward}
+    trained |= {"preference": recipe.preference, "dpo": recipe.dpo}
+    wanted = {f"{name}.num_processes": part.num_processes for name, part in trained.items() if part}
+    wanted["annotate.processes"] = recipe.annotate.processes
+    above = {key: (number, gpus) for key, number in wanted.items() if number > gpus > 0}
+    each = recipe.generate.tensor_parallel
+    if recipe.generate.processes * each > gpus > 0:
+        above["generate.processes"] = (recipe.generate.processes, gpus // each)
+        if each > gpus:
+            above |= {"generate.processes": (recipe.generate.processes, 1), "generate.tensor_parallel": (each, gpus)}
+    if above:
+        asked = ", ".join(f"{key} {number}" for key, (number, _) in above.items())
+        fixes = " ".join(f"--set {key}={fitting}" for key, (_, fitting) in above.items())
+        raise RecipeError(
+            f"{gpus} GPUs are visible and the recipe wants more ({asked}): widen CUDA_VISIBLE_DEVICES, or use {fixes} "
+            "(global batches stay as they are; accumulation follows)."
+        )
 
 
 def check_evaluation(evaluate: Evaluate) -> None:

@@ -7,11 +7,12 @@ from pathlib import Path
 from typing import Any
 
 from sqlalchemy import delete, select
+from sqlalchemy.orm import Session
 
 from core.artifacts import Artifact, read_rows
 from core.fingerprint import digest
 from core.stage import environment
-from db import Registry, insert_ignore, models, upsert
+from db import Registry, add_to, insert_ignore, models, upsert
 from db.models import now
 from harness.plan import Node
 from train.curves import FILE as CURVES
@@ -81,19 +82,42 @@ def stage_started(registry: Registry, run_id: int, node: Node, pid: int, log: st
         return row.id
 
 
-def heartbeat(registry: Registry, run_id: int, stage_id: int, progress: dict[str, Any] | None) -> None:
+def heartbeat(registry: Registry, run_id: int, stage_id: int | None, progress: dict[str, Any] | None) -> None:
+    """The run is alive, and so is its stage, where one has begun."""
     with registry.write() as session:
         session.get_one(models.Run, run_id).heartbeat_at = now()
+        if stage_id is None:
+            return
         row = session.get_one(models.StageRun, stage_id)
         row.heartbeat_at = now()
         if progress:
             row.done, row.total, row.unit = progress["done"], progress["total"], progress["unit"]
 
 
-def stage_done(registry: Registry, run_id: int, node: Node, artifact: Artifact, reused: bool) -> int:
+def lost_attempt(registry: Registry, run_id: int, node: Node, gpus: int) -> None:
+    """Bill the time of an attempt that has ended without an artifact, from its start to its last heartbeat. Once: what is
+    running still is what has not been billed, and the caller gives the stage another status next."""
+    with registry.write() as session:
+        row = session.scalar(select(models.StageRun).where(models.StageRun.run_id == run_id, models.StageRun.name == node.name))
+        if row is None or row.status != "running" or row.key != node.key or not row.started_at or not row.heartbeat_at:
+            return
+        seconds = (row.heartbeat_at - row.started_at).total_seconds()
+        _bill(session, node.key, gpus, seconds)
+
+
+def _bill(session: Session, key: str, gpus: int, seconds: float) -> None:
+    """Add the time of one attempt to what its stage has cost."""
+    kind, amount = ("gpu_seconds", gpus * seconds) if gpus else ("cpu_seconds", seconds)
+    add_to(session, models.Cost, {"scope": "stage", "scope_key": key, "kind": kind}, {"amount": amount})
+
+
+def stage_done(
+    registry: Registry, run_id: int, node: Node, artifact: Artifact, reused: bool, made_elsewhere: bool = False
+) -> int:
+    """`reused`: it was there already; `made_elsewhere`: by a run that this one waited for, and that bills it."""
     manifest = artifact.manifest
     values: dict[str, Any] = {
-        "status": "reused" if reused else "done",
+        "status": "reused" if reused or made_elsewhere else "done",
         "artifact": str(artifact.path),
         "fingerprint": artifact.fingerprint,
         "metrics": artifact.metrics,
@@ -102,15 +126,15 @@ def stage_done(registry: Registry, run_id: int, node: Node, artifact: Artifact, 
         "error": None,
         "pid": None,
     }
-    if not reused:
+    if values["status"] == "done":
         values["finished_at"] = now()
+    billed = made_elsewhere or (reused and _is_billed(registry, run_id, node))
     stage_id = stage_row(registry, run_id, node, **values)
     sealed_curves(registry, stage_id, artifact)
     with registry.write() as session:
-        gpus = manifest.get("gpus", 0)
-        kind, amount = ("gpu_seconds", gpus * manifest["seconds"]) if gpus else ("cpu_seconds", manifest["seconds"])
-        of_stage = {"scope": "stage", "scope_key": node.key}
-        costs = [of_stage | {"kind": kind, "amount": amount, "micro_dollars": 0}]
+        if not billed:
+            _bill(session, node.key, manifest.get("gpus", 0), manifest["seconds"])
+        of_stage, costs = {"scope": "stage", "scope_key": node.key}, []
         if tokens := artifact.metrics.get("judge_tokens"):  # a judge that annotates: no evaluation counts what it was paid
             paid = artifact.metrics.get("judge_micro_dollars", 0)
             costs.append(of_stage | {"kind": "judge_tokens", "amount": tokens, "micro_dollars": paid})
@@ -120,6 +144,16 @@ def stage_done(registry: Registry, run_id: int, node: Node, artifact: Artifact, 
 
         store_changes(registry, artifact.metrics["evaluations"])
     return stage_id
+
+
+def _is_billed(registry: Registry, run_id: int, node: Node) -> bool:
+    """Whether a sealed stage has been paid for: by the run that made it, unless this run was killed between seal and record."""
+    with registry.read() as session:
+        row = session.scalar(select(models.StageRun).where(models.StageRun.run_id == run_id, models.StageRun.name == node.name))
+        if row is not None and row.key == node.key and row.status == "running":
+            return False
+        paid = select(models.Cost.id).where(models.Cost.scope == "stage", models.Cost.scope_key == node.key)
+        return session.scalar(paid.where(models.Cost.kind.in_(("gpu_seconds", "cpu_seconds"))).limit(1)) is not None
 
 
 def curve_points(registry: Registry, stage_id: int, points: list[tuple[int, dict[str, float]]]) -> None:

@@ -10,6 +10,7 @@ from core import paths
 from core.artifacts import Artifact, Store
 from core.errors import StageFailed
 from core.fingerprint import checkpoint_fingerprint
+from core.gpus import visible_gpus
 from core.stage import Spec
 from db import Registry, models
 from harness import executor, record
@@ -17,6 +18,14 @@ from harness.console import Reporter
 from harness.plan import VERSIONS, Node, Plan, Ref
 
 HEARTBEAT_SECONDS = 2.0
+_ENGINES = {
+    "train.generate",
+    "train.annotate",
+    "train.reference",
+    "evals.answer",
+    "evals.likelihood",
+    "evals.lm_eval_stage",
+}
 _TRAINED = {"train.sft", "train.reward", "train.preference", "train.dpo", "train.best_of_n"}
 
 
@@ -38,12 +47,12 @@ class Runner:
         """The node's artifact: the verified one that exists, or a new one."""
         inputs = {name: self._resolve(plan, ref) for name, ref in node.inputs.items()}
         artifact = self._finished(node, inputs)
-        reused = artifact is not None
+        reused, made = artifact is not None, True
         if artifact is None:
-            artifact = self._execute(node, inputs)
-        record.stage_done(self.registry, self.run_id, node, artifact, reused)
+            artifact, made = self._execute(node, inputs)
+        record.stage_done(self.registry, self.run_id, node, artifact, reused, made_elsewhere=not made)
         self.artifacts[node.name] = artifact
-        self.reporter.done(node, artifact, reused)
+        self.reporter.done(node, artifact, reused or not made)
         self._register(plan, node, artifact, inputs)
         return artifact
 
@@ -53,8 +62,8 @@ class Runner:
         if sealed.exists():
             sealed.rename(sealed.with_name(f"{sealed.name}.superseded-{int(time.time())}"))
         inputs = {name: {"path": ref.path, "fingerprint": ref.fingerprint} for name, ref in node.inputs.items()}
-        artifact = self._execute(node, inputs)
-        record.stage_done(self.registry, self.run_id, node, artifact, reused=False)
+        artifact, made = self._execute(node, inputs)
+        record.stage_done(self.registry, self.run_id, node, artifact, reused=False, made_elsewhere=not made)
         return artifact
 
     def _finished(self, node: Node, inputs: dict[str, dict[str, str]]) -> Artifact | None:
@@ -79,7 +88,8 @@ class Runner:
                     return False
         return True
 
-    def _execute(self, node: Node, inputs: dict[str, dict[str, str]]) -> Artifact:
+    def _execute(self, node: Node, inputs: dict[str, dict[str, str]]) -> tuple[Artifact, bool]:
+        """(the node's artifact, False where another run has made it while this one waited)."""
         safe = node.name.replace("[", "-").replace("]", "")
         for sub in ("specs", "events", "logs"):
             (self.folder / sub).mkdir(parents=True, exist_ok=True)
@@ -101,6 +111,7 @@ class Runner:
         )
         path = self.folder / "specs" / f"{safe}.json"
         spec.save(path)
+        self._bill_lost(node)  # of an attempt that was killed with its runner
         record.stage_row(self.registry, self.run_id, node, status="waiting")
         log = self.folder / "logs" / f"{safe}.{int(time.time())}.log"
         if trained:
@@ -112,8 +123,9 @@ class Runner:
         environment["HARNESS_DB"] = self.registry.url
         follower = _Follower(self, node, log)
         try:
-            executor.run_process(spec, node.program, command, environment, log, follower)
+            made = executor.run_process(spec, node.program, command, environment, log, follower)
         except StageFailed as error:
+            self._bill_lost(node)
             record.stage_row(self.registry, self.run_id, node, status="failed", error=str(error), pid=None)
             self.reporter.failed(node, str(error))
             raise
@@ -122,7 +134,10 @@ class Runner:
         artifact = self.store.find(node.stage, node.key)
         if artifact is None:
             raise StageFailed(f"{node.name} ended without sealing its artifact; its log: {log}.")
-        return artifact
+        return artifact, made
+
+    def _bill_lost(self, node: Node) -> None:
+        record.lost_attempt(self.registry, self.run_id, node, gpus_planned(node.program, node.resources))
 
     def _resolve(self, plan: Plan, ref: Ref) -> dict[str, str]:
         """{"path", "fingerprint"} of an input as it is on disk."""
@@ -189,6 +204,16 @@ class Runner:
         )
 
 
+def gpus_planned(program: str, resources: dict[str, Any]) -> int:
+    """GPUs that a stage would hold on this machine: what an attempt is billed by that left no manifest."""
+    gpus = len(visible_gpus())
+    if program in _TRAINED:
+        return min(gpus, int(resources.get("num_processes") or 1))
+    if program in _ENGINES:
+        return min(gpus, int(resources.get("processes") or 1) * int(resources.get("tensor_parallel") or 1))
+    return 0
+
+
 class _Follower:
     """Turns a stage's events into registry rows and console output."""
 
@@ -217,7 +242,8 @@ class _Follower:
 
     def flush(self) -> None:
         """Write what has come in since the last heartbeat."""
-        if not self.stage_id:
+        if not self.stage_id:  # waiting for another run's process
+            record.heartbeat(self.runner.registry, self.runner.run_id, None, None)
             return
         record.heartbeat(self.runner.registry, self.runner.run_id, self.stage_id, self._progress)
         record.curve_points(self.runner.registry, self.stage_id, self._points)

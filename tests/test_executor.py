@@ -124,3 +124,33 @@ def test_second_owner_of_a_run_is_refused_with_pid_and_host(tmp_path: Path) -> N
         owner.wait()
     with run_lock(tmp_path, "mine"):  # the kernel released a dead owner's lock
         pass
+
+
+TORCHRUN = """
+[rank1]: Traceback (most recent call last):
+[rank1]:   File "train/dpo.py", line 1, in run
+[rank1]: torch.OutOfMemoryError: CUDA out of memory. Tried to allocate 2.00 GiB
+W1123 torch/distributed/elastic/multiprocessing/api.py] Sending process 7 closing signal SIGTERM
+torch.distributed.elastic.multiprocessing.errors.ChildFailedError:
+============================================================
+train.dpo FAILED
+  exitcode  : 1 (pid: 24901)
+============================================================
+"""
+
+
+@pytest.mark.parametrize(
+    ("log", "said"),
+    [
+        (TORCHRUN, "[rank1]: torch.OutOfMemoryError: CUDA out of memory. Tried to allocate 2.00 GiB (lower micro_batch_size"),
+        ("loading\nSegmentation fault\n-----\n", "Segmentation fault"),
+        ("ValueError: no such layer\n", "ValueError: no such layer"),
+        ("=====\n\n", "exit code 3"),
+    ],
+)
+def test_a_log_says_why_even_where_a_launcher_has_the_last_word(tmp_path: Path, store: Path, log: str, said: str) -> None:
+    spec, _ = _spec(tmp_path, store, "work")
+    command = [sys.executable, "-c", f"import sys; sys.stdout.write({log!r}); sys.exit(3)"]
+    with pytest.raises(StageFailed) as caught:
+        run_process(spec, "toy", command, {}, tmp_path / "log", lambda event: None)
+    assert f"toy failed: {said}" in str(caught.value)

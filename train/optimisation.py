@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from core.errors import RecipeError
+from core.gpus import visible_gpus
 from core.stage import Stage, require_free_space
 from train.checkpoint import count_parameters
 from train.lora import adapter_parameters, require_targets
@@ -20,8 +21,9 @@ PRECISIONS = ("fp32", "bf16_autocast", "bf16")
 # Curves of very long trainings are thinned to about this many points.
 _CURVE_POINTS = 500
 
-# Bytes a parameter in a rolling checkpoint: fp32 weights (4) and Adam's two fp32 moments (8).
-_ROLLING_BYTES = 12
+# Bytes a parameter in a rolling checkpoint: fp32 weights (4) and Adam's two fp32 moments (8); under ZeRO with bf16 also the
+# 16-bit weights, twice: DeepSpeed's own file and the gathered one.
+_ROLLING_BYTES, _ROLLING_BYTES_ZERO_BF16 = 12, 16
 
 
 def accumulation_steps(batch_size: int, micro_batch_size: int, num_processes: int) -> int:
@@ -56,6 +58,9 @@ def launch_command(
     ranks = int(resources.get("num_processes", 1))
     environment = {"TOKENIZERS_PARALLELISM": "false"}
     if ranks == 1 and settings.get("zero_stage") is None:
+        # The trainer would spread one process over every GPU that it sees (DataParallel), which multiplies the batch.
+        if gpus := visible_gpus():
+            environment["CUDA_VISIBLE_DEVICES"] = gpus[0]
         return [sys.executable, "-m", program, str(spec_path)], environment
     # Several ranks with a thread pool of all cores each would spin against one another.
     environment["OMP_NUM_THREADS"] = str(max(1, (os.cpu_count() or 1) // ranks))
@@ -176,7 +181,10 @@ def training_arguments(config_class: Any, stage: Stage, examples: int, **extra: 
         arguments["deepspeed"] = deepspeed_config(settings, micro, accumulation, resources.get("zero_offload"))
         if not on_gpu:
             arguments["accelerator_config"] = {"use_configured_state": True}
-    return config_class(**arguments, **extra)
+    made = config_class(**arguments, **extra)
+    if ranks == 1 and made.n_gpu > 1:
+        made._n_gpu = 1  # a stage run by hand on a machine with several: one process is one GPU
+    return made
 
 
 def warmup(settings: dict[str, Any]) -> float:
@@ -206,5 +214,7 @@ def require_training_space(stage: Stage, policy: Path) -> None:
     if lora is not None:
         require_targets(policy, stage.settings)
         trained = adapter_parameters(policy, lora)
-    rolling = 2 * _ROLLING_BYTES * trained if stage.spec.resources.get("save_steps") else 0
+    sharded = stage.settings["zero_stage"] is not None and stage.settings["precision"] != "fp32"
+    each = _ROLLING_BYTES_ZERO_BF16 if sharded else _ROLLING_BYTES
+    rolling = 2 * each * trained if stage.spec.resources.get("save_steps") else 0
     require_free_space(stage.work, 4 * parameters + rolling, f"Training ({stage.spec.stage}) with its rolling checkpoints")

@@ -9,8 +9,6 @@ with this process (Linux).
 
 import multiprocessing
 import os
-import shutil
-import subprocess
 import traceback
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -19,6 +17,7 @@ from typing import Any
 
 import core.errors
 from core.errors import HarnessError, RecipeError
+from core.gpus import visible_gpus
 from core.stage import die_with_parent
 
 _EXIT_SECONDS = 60
@@ -57,17 +56,6 @@ def layout(processes: int, gpus_each: int, threads: int | None = None) -> Layout
         return Layout(tuple({"CUDA_VISIBLE_DEVICES": ",".join(share)} for share in shares))
     threads = threads or max(1, len(os.sched_getaffinity(0)) // processes)
     return Layout(({"OMP_NUM_THREADS": str(threads)},) * processes)
-
-
-def visible_gpus() -> list[str]:
-    """What CUDA_VISIBLE_DEVICES names, else the indices that nvidia-smi lists; no CUDA context is made for it."""
-    if not shutil.which("nvidia-smi"):
-        return []
-    if "CUDA_VISIBLE_DEVICES" in os.environ:
-        return [name.strip() for name in os.environ["CUDA_VISIBLE_DEVICES"].split(",") if name.strip()]
-    command = ["nvidia-smi", "--query-gpu=index", "--format=csv,noheader"]
-    listed = subprocess.run(command, capture_output=True, text=True)
-    return listed.stdout.split() if listed.returncode == 0 else []
 
 
 def run_workers(
