@@ -27,7 +27,10 @@ def test_every_conflict_of_the_paper_is_a_key() -> None:
         "sft.batch_size=128",
         "sft.epochs=3",
         "sft.loss_on=all",
+        "sft.packing=false",
         "reward.warmup_steps=40",
+        "reward.start=sft",
+        "reward.too_long=drop",
         "pairs.length_penalty=0.001",
         "iterations=7",
     ]
