@@ -39,7 +39,8 @@ MaxUsd = Annotated[
     float | None, typer.Option("--max-usd", help="Dollars that the run may spend on its judge; it stops before more is due.")
 ]
 DryRun = Annotated[
-    bool, typer.Option("--dry-run", help="Print the stages and what the judge will cost, check everything; run nothing.")
+    bool,
+    typer.Option("--dry-run", help="Print the stages and what the judge will cost; run nothing. A model of the hub is fetched."),
 ]
 Overrides = Annotated[list[str] | None, typer.Option("--set", help="Override a key: --set dpo.beta=0.05 (repeatable).")]
 

@@ -27,7 +27,9 @@ def split(preferences: list[Row], prompts: list[Row], splits: dict[str, Any], se
     be empty or cannot be filled.
     """
     if splits.get("sft_from", "chosen") != "chosen":
-        raise RecipeError(f"splits.sft_from is {splits['sft_from']!r}; the only source of demonstrations is chosen.")
+        raise RecipeError(
+            f"splits.sft_from is {splits['sft_from']!r}; set chosen, and give other demonstrations as sources with use: sft."
+        )
     groups: dict[int, list[Row]] = {}
     for row in preferences:
         groups.setdefault(row["group"], []).append(row)

@@ -237,7 +237,7 @@ def saved_board(files: Mapping[str, Path], annotator: str = ANNOTATOR) -> tuple[
     values = np.full((len(models), len(_prompts(files))), np.nan)
     for row in rows:
         if row["preference"] is not None:
-            # 0 stands for a draw there, see `evals.chat.alpaca_eval.summarise`.
+            # 0 stands for a draw there, see `evals.chat.alpaca_eval_metrics.summarise`.
             values[places[row["g2"]], row["p"]] = (row["preference"] or 1.5) - 1
     return models, values, np.array([published[model] for model in models])
 
