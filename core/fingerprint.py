@@ -7,8 +7,8 @@ from typing import Any
 
 from core.errors import MissingInput
 
-# What changes a model's answers: weights, architecture, tokenizer, chat template. `generation_config.json` does
-# not: every engine here is given its sampling settings explicitly.
+# What changes a model's answers: weights, architecture, tokenizer, chat template. Of `generation_config.json` only the tokens
+# that end an answer: every engine here is given its sampling settings explicitly.
 _CHECKPOINT_NAMES = {
     "config.json",
     "tokenizer.json",
@@ -28,7 +28,8 @@ _WEIGHT_SUFFIXES = {".safetensors", ".gguf", ".bin", ".pt", ".pth"}
 def digest(value: Any) -> str:
     """sha256 (hex) of a JSON-serialisable value in canonical form: sorted keys, no spaces."""
     text = json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=False, allow_nan=False)
-    return hashlib.sha256(text.encode()).hexdigest()
+    # Files of strangers hold lone surrogates, which UTF-8 proper refuses.
+    return hashlib.sha256(text.encode("utf-8", "surrogatepass")).hexdigest()
 
 
 def file_sha256(path: Path) -> str:
@@ -45,7 +46,8 @@ def tree_sha256(files: dict[str, str]) -> str:
 def checkpoint_fingerprint(folder: Path) -> str:
     """Identity of a checkpoint directory: hash of its weight, config, tokenizer and chat-template files.
 
-    Raises MissingInput when the directory holds no config.json or no weights.
+    The `eos_token_id` of its generation_config.json count where they name a token that config.json does not (`train.chat`
+    stops at both). Raises MissingInput when the directory holds no config.json or no weights, or one of the two is no JSON.
     """
     folder = Path(folder)
     if not (folder / "config.json").is_file():
@@ -53,4 +55,22 @@ def checkpoint_fingerprint(folder: Path) -> str:
     names = [p for p in sorted(folder.iterdir()) if p.is_file() and (p.name in _CHECKPOINT_NAMES or p.suffix in _WEIGHT_SUFFIXES)]
     if not any(p.suffix in _WEIGHT_SUFFIXES for p in names):
         raise MissingInput(f"{folder} holds no weights; give a directory with *.safetensors files.")
-    return tree_sha256({p.name: file_sha256(p) for p in names})
+    files = {p.name: file_sha256(p) for p in names}
+    ends = eos_token_ids(folder / "generation_config.json")
+    if set(ends) - set(eos_token_ids(folder / "config.json")):
+        files["generation_config.json/eos_token_id"] = digest(ends)
+    return tree_sha256(files)
+
+
+def eos_token_ids(file: Path) -> list[int]:
+    """The ids under `eos_token_id` of a config.json or generation_config.json, sorted; none where there is no such file.
+
+    Raises MissingInput for a file that is no JSON object.
+    """
+    if not file.is_file():
+        return []
+    try:
+        found = json.loads(file.read_text(encoding="utf-8")).get("eos_token_id")
+    except (ValueError, AttributeError) as error:
+        raise MissingInput(f"{file} is not a JSON object ({error}); save or download the checkpoint again.") from error
+    return sorted({found} if isinstance(found, int) else set(found or ()))

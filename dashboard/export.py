@@ -1,4 +1,7 @@
-"""The leaderboard as CSV, Markdown, LaTeX and JSON. Pure, text out; model-given names cannot act in any of them."""
+"""The table that is shown as CSV, Markdown, LaTeX and JSON: its lines, its columns, its cells, in its order.
+
+Pure, text out; model-given names cannot act in any of them.
+"""
 
 import csv
 import io
@@ -6,8 +9,8 @@ import re
 from typing import Any
 
 from dashboard import format as f
-from dashboard.ranking import Board, Ranked, board
-from db.leaderboard import Cell, Row
+from dashboard.ranking import Board, Ranked
+from db.leaderboard import Cell
 
 # What a spreadsheet takes for a formula at the start of a cell, full-width forms included
 # (OWASP, "CSV Injection").
@@ -20,17 +23,16 @@ _TEX |= {mark: f"\\{mark}" for mark in "&%$#_{}"} | {"[": "{[}", "]": "{]}", f.F
 _TEX |= {"▲": r"$\blacktriangle$", "▼": r"$\blacktriangledown$", "<": r"\textless{}", ">": r"\textgreater{}"}
 
 
-def to_json(rows: list[Row]) -> list[dict[str, Any]]:
-    """One object per checkpoint, in the order given; `scores` maps benchmark to the cell that the table shows."""
-    return [_record(line) for line in board(rows).lines]
+def to_json(table: Board) -> list[dict[str, Any]]:
+    """One object per checkpoint; `scores` maps benchmark to the cell that the table shows."""
+    return [_record(table, line) for line in table.lines]
 
 
-def to_csv(rows: list[Row]) -> str:
+def to_csv(table: Board) -> str:
     """One line per checkpoint; the columns of benchmark B are B, B_low, B_high, B_n, B_n_failed, B_metric, ...
 
     Numbers stay numbers; text that a spreadsheet would take for a formula gets a leading apostrophe.
     """
-    table = board(rows)
     head = ["checkpoint", "kind", "iteration", "run", "base", "parent", "answer_tokens", "seconds", "dollars", "created_at"]
     head.append("fingerprint")
     columns = [(name, key) for name in table.benchmarks for key in _CELL_FIELDS]
@@ -38,15 +40,14 @@ def to_csv(rows: list[Row]) -> str:
     writer = csv.writer(out, lineterminator="\n")
     writer.writerow([*head, *(_neutral(name if key == "value" else f"{name}_{key}") for name, key in columns)])
     for line in table.lines:
-        record = _record(line)
+        record = _record(table, line)
         values = [record[name] for name in head] + [record["scores"].get(name, {}).get(key) for name, key in columns]
         writer.writerow([_neutral(value) for value in values])
     return out.getvalue()
 
 
-def to_markdown(rows: list[Row]) -> str:
+def to_markdown(table: Board) -> str:
     """A table with `value [low, high]` cells, and below it what the letters behind the values stand for."""
-    table = board(rows)
     heads = ["Checkpoint", "Kind", *(_heading(table, name) for name in table.benchmarks), "Tokens", "Time"]
     lines = [_line(heads), _line([":--", ":--", *["--:"] * (len(heads) - 2)])]
     for line in table.lines:
@@ -57,9 +58,8 @@ def to_markdown(rows: list[Row]) -> str:
     return "\n".join([*lines, "", "95 % intervals in brackets.", "", *notes]) + "\n"
 
 
-def to_latex(rows: list[Row]) -> str:
+def to_latex(table: Board) -> str:
     """A `tabular` of booktabs with the interval below each value; amssymb has the two triangles of a significant change."""
-    table = board(rows)
     heads = ["Checkpoint", "Kind", *(_tex(f.benchmark_label(name)) for name in table.benchmarks)]
     metrics = ["", "", *(_tex(_metrics(table, name)) for name in table.benchmarks)]
     body = []
@@ -105,24 +105,28 @@ def footnotes(table: Board) -> list[str]:
             parts = [metrics, f.data_version(group.version), f"{n} questions"]
             parts += [f"judge: {f.judge(group)}", *f.trust(group.trust), *([f"{failed} items failed"] if failed else [])]
             lines.append(f"{f.benchmark_label(name)}{f' ({letter})' if letter else ''}: {'; '.join(parts)}")
-    if any(len(several) > 1 for several in table.groups.values()):
+    if any(len(table.groups[name]) > 1 for name in table.benchmarks):
         lines.append("Values with different letters differ in judge, data or settings and are not ranked together.")
-    return lines + [_flagged(table, line) for line in table.lines if any(cell.flags for cell in line.cells.values())]
+    return lines + [_flagged(table, line) for line in table.lines if any(cell.flags for cell in _cells(table, line).values())]
 
 
 def _flagged(table: Board, line: Ranked) -> str:
     """Why a line's cells are flagged; of a canary of ours, what it is."""
     told = []
-    for name in table.benchmarks:
-        flags = line.cells[name].flags if name in line.cells else ()
-        ours = [flag for flag in flags if flag["flag"] == "canary"]
-        if flags:
-            told.append(f"{f.benchmark_label(name)}: {', '.join(f.plain(flag['reason']) for flag in ours or flags)}")
+    for name, cell in _cells(table, line).items():
+        ours = [flag for flag in cell.flags if flag["flag"] == "canary"]
+        if cell.flags:
+            told.append(f"{f.benchmark_label(name)}: {', '.join(f.plain(flag['reason']) for flag in ours or cell.flags)}")
     return f"{f.FLAG} {f.plain(line.row.name)} is flagged and not ranked with others. {'; '.join(told)}."
 
 
-def _record(line: Ranked) -> dict[str, Any]:
-    row = line.row
+def _cells(table: Board, line: Ranked) -> dict[str, Cell]:
+    """benchmark -> the line's cell, of the columns that stand in the table."""
+    return {name: line.cells[name] for name in table.benchmarks if name in line.cells}
+
+
+def _record(table: Board, line: Ranked) -> dict[str, Any]:
+    row, cells = line.row, _cells(table, line)
     return {
         "checkpoint": row.name,
         "kind": row.kind,
@@ -132,11 +136,11 @@ def _record(line: Ranked) -> dict[str, Any]:
         "parent": row.parent,
         "fingerprint": row.fingerprint,
         "created_at": row.created_at.isoformat(),
-        "held_out_reward": line.cells[f.HELD_OUT].value if f.HELD_OUT in line.cells else None,
+        "held_out_reward": cells[f.HELD_OUT].value if f.HELD_OUT in cells else None,
         "answer_tokens": row.answer_tokens,
         "seconds": row.seconds,
         "dollars": row.micro_dollars / 1e6,
-        "scores": {name: _score(cell) for name, cell in line.cells.items()},
+        "scores": {name: _score(cell) for name, cell in cells.items()},
     }
 
 

@@ -54,8 +54,9 @@ def registry_url(url: str) -> URL:
 def create_engine_for(url: str | URL, readonly: bool = False, foreign_keys: bool = True) -> Engine:
     """An engine for the registry at `url`; nothing is connected yet.
 
-    `readonly`: the database itself refuses every write. `foreign_keys=False` is for SQLite migrations, which rewrite
-    whole tables: with foreign keys on, dropping the old table would delete its children.
+    `readonly`: the database itself refuses every write, and all that one transaction reads is of one moment (a statement
+    of PostgreSQL's default level sees what was committed since the one before). `foreign_keys=False` is for SQLite
+    migrations, which rewrite whole tables: with foreign keys on, dropping the old table would delete its children.
     Raises RegistryError for an unusable URL, a missing driver, or SQLite on a network file system.
     """
     parsed = registry_url(str(url) if isinstance(url, str) else url.render_as_string(hide_password=False))
@@ -65,8 +66,9 @@ def create_engine_for(url: str | URL, readonly: bool = False, foreign_keys: bool
     arguments = {"connect_timeout": CONNECT_SECONDS}
     if readonly:
         arguments["options"] = "-c default_transaction_read_only=on"
+    level = "REPEATABLE READ" if readonly else None
     try:
-        return create_engine(parsed, connect_args=arguments, pool_pre_ping=True, json_serializer=to_json)
+        return create_engine(parsed, connect_args=arguments, pool_pre_ping=True, json_serializer=to_json, isolation_level=level)
     except ModuleNotFoundError as error:
         raise RegistryError("PostgreSQL needs the psycopg driver; run `pip install 'rlhf-harness[postgres]'`.") from error
 

@@ -121,7 +121,8 @@ class Row:
     @property
     def answer_tokens(self) -> float | None:
         """Mean output tokens over the benchmarks that generate, weighted by their questions."""
-        cells = [cell for cell in self.cells.values() if cell.answer_tokens is not None]
+        # Once a benchmark: its other metrics, under `benchmark/metric`, are of the same answers.
+        cells = [cell for name, cell in self.cells.items() if "/" not in name and cell.answer_tokens is not None]
         questions = sum(cell.n_questions for cell in cells)
         return sum(cell.answer_tokens * cell.n_questions for cell in cells) / questions if questions else None
 

@@ -9,10 +9,10 @@ money is integer micro-dollars; time is UTC; identities are sha256 hex of conten
 from datetime import UTC, datetime
 from typing import Any
 
-from sqlalchemy import JSON, BigInteger, ForeignKey, Index, Integer, MetaData, String, Text, UniqueConstraint
+from sqlalchemy import JSON, BigInteger, ForeignKey, Index, Integer, MetaData, UniqueConstraint
 from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column, relationship
 
-from db.types import FiniteFloat, ModelText, UTCDateTime
+from db.types import FiniteFloat, ModelText, Name, UTCDateTime
 
 Identity = BigInteger().with_variant(Integer, "sqlite")
 
@@ -39,21 +39,21 @@ class Run(Base):
 
     __tablename__ = "run"
     id: Mapped[int] = mapped_column(Identity, primary_key=True)
-    name: Mapped[str] = mapped_column(String(200), unique=True)
-    recipe_name: Mapped[str] = mapped_column(String(200))
+    name: Mapped[str] = mapped_column(Name(200), unique=True)
+    recipe_name: Mapped[str] = mapped_column(Name(200))
     recipe: Mapped[dict[str, Any]]
-    recipe_hash: Mapped[str] = mapped_column(String(64))
-    status: Mapped[str] = mapped_column(String(20))
+    recipe_hash: Mapped[str] = mapped_column(Name(64))
+    status: Mapped[str] = mapped_column(Name(20))
     """running | done | failed | stopped."""
     pid: Mapped[int | None]
-    host: Mapped[str | None] = mapped_column(String(200))
+    host: Mapped[str | None] = mapped_column(Name(200))
     heartbeat_at: Mapped[datetime | None]
     error: Mapped[str | None] = mapped_column(ModelText)
     environment: Mapped[dict[str, Any]] = mapped_column(default=dict)
     created_at: Mapped[datetime] = mapped_column(default=now)
     finished_at: Mapped[datetime | None]
     best_checkpoint_id: Mapped[int | None] = mapped_column(ForeignKey("checkpoint.id", use_alter=True))
-    best_rule: Mapped[str | None] = mapped_column(Text)
+    best_rule: Mapped[str | None] = mapped_column(ModelText)
 
 
 class Iteration(Base):
@@ -77,28 +77,28 @@ class StageRun(Base):
     id: Mapped[int] = mapped_column(Identity, primary_key=True)
     run_id: Mapped[int] = mapped_column(ForeignKey("run.id", ondelete="CASCADE"))
     iteration: Mapped[int | None]
-    name: Mapped[str] = mapped_column(String(200))
+    name: Mapped[str] = mapped_column(Name(200))
     """Unique in the run, e.g. `dpo[2]` or `answer[sft]`."""
-    program: Mapped[str] = mapped_column(String(100))
-    key: Mapped[str] = mapped_column(String(64))
-    status: Mapped[str] = mapped_column(String(20))
+    program: Mapped[str] = mapped_column(Name(100))
+    key: Mapped[str] = mapped_column(Name(64))
+    status: Mapped[str] = mapped_column(Name(20))
     """waiting | running | done | reused | failed."""
     attempts: Mapped[int] = mapped_column(default=0)
     pid: Mapped[int | None]
-    host: Mapped[str | None] = mapped_column(String(200))
+    host: Mapped[str | None] = mapped_column(Name(200))
     started_at: Mapped[datetime | None]
     finished_at: Mapped[datetime | None]
     heartbeat_at: Mapped[datetime | None]
     done: Mapped[int | None]
     total: Mapped[int | None]
-    unit: Mapped[str | None] = mapped_column(String(50))
+    unit: Mapped[str | None] = mapped_column(Name(50))
     error: Mapped[str | None] = mapped_column(ModelText)
-    artifact: Mapped[str | None] = mapped_column(Text)
-    fingerprint: Mapped[str | None] = mapped_column(String(64))
+    artifact: Mapped[str | None] = mapped_column(ModelText)
+    fingerprint: Mapped[str | None] = mapped_column(Name(64))
     metrics: Mapped[dict[str, Any]] = mapped_column(default=dict)
     seconds: Mapped[float | None]
     peak_rss_bytes: Mapped[int | None] = mapped_column(BigInteger)
-    log: Mapped[str | None] = mapped_column(Text)
+    log: Mapped[str | None] = mapped_column(ModelText)
 
 
 class Checkpoint(Base):
@@ -106,18 +106,18 @@ class Checkpoint(Base):
 
     __tablename__ = "checkpoint"
     id: Mapped[int] = mapped_column(Identity, primary_key=True)
-    fingerprint: Mapped[str] = mapped_column(String(64), unique=True)
-    name: Mapped[str] = mapped_column(String(300))
-    kind: Mapped[str] = mapped_column(String(30))
+    fingerprint: Mapped[str] = mapped_column(Name(64), unique=True)
+    name: Mapped[str] = mapped_column(Name(300))
+    kind: Mapped[str] = mapped_column(Name(30))
     """base | sft | iteration | reward | gold_reward | preference | third_party | published | canary | calibration."""
-    source: Mapped[str] = mapped_column(String(20))
+    source: Mapped[str] = mapped_column(Name(20))
     """trained | imported | published."""
-    path: Mapped[str | None] = mapped_column(Text)
+    path: Mapped[str | None] = mapped_column(ModelText)
     run_id: Mapped[int | None] = mapped_column(ForeignKey("run.id", ondelete="SET NULL"), index=True)
     iteration: Mapped[int | None]
     parent_id: Mapped[int | None] = mapped_column(ForeignKey("checkpoint.id"))
     reference_id: Mapped[int | None] = mapped_column(ForeignKey("checkpoint.id"))
-    stage_key: Mapped[str | None] = mapped_column(String(64))
+    stage_key: Mapped[str | None] = mapped_column(Name(64))
     provenance: Mapped[dict[str, Any]] = mapped_column(default=dict)
     created_at: Mapped[datetime] = mapped_column(default=now)
     parent: Mapped["Checkpoint | None"] = relationship(foreign_keys=[parent_id], remote_side=[id])
@@ -131,7 +131,7 @@ class RunCheckpoint(Base):
     id: Mapped[int] = mapped_column(Identity, primary_key=True)
     run_id: Mapped[int] = mapped_column(ForeignKey("run.id", ondelete="CASCADE"))
     checkpoint_id: Mapped[int] = mapped_column(ForeignKey("checkpoint.id"), index=True)
-    role: Mapped[str] = mapped_column(String(30))
+    role: Mapped[str] = mapped_column(Name(30))
     iteration: Mapped[int] = mapped_column(default=0)
     checkpoint: Mapped[Checkpoint] = relationship()
 
@@ -141,10 +141,10 @@ class Judge(Base):
 
     __tablename__ = "judge"
     id: Mapped[int] = mapped_column(Identity, primary_key=True)
-    key: Mapped[str] = mapped_column(String(64), unique=True)
+    key: Mapped[str] = mapped_column(Name(64), unique=True)
     """Hash of kind, model or fingerprint, prompt and sampling."""
-    name: Mapped[str] = mapped_column(String(200))
-    kind: Mapped[str] = mapped_column(String(30))
+    name: Mapped[str] = mapped_column(Name(200))
+    kind: Mapped[str] = mapped_column(Name(30))
     """openai | serve | reward_model | sandbox | none; published for rows of published leaderboards."""
     config: Mapped[dict[str, Any]] = mapped_column(default=dict)
 
@@ -154,16 +154,16 @@ class AnswerSet(Base):
 
     __tablename__ = "answer_set"
     id: Mapped[int] = mapped_column(Identity, primary_key=True)
-    key: Mapped[str] = mapped_column(String(64), unique=True)
+    key: Mapped[str] = mapped_column(Name(64), unique=True)
     """Hash of checkpoint fingerprint, benchmark, version and settings."""
     checkpoint_id: Mapped[int] = mapped_column(ForeignKey("checkpoint.id"), index=True)
-    benchmark: Mapped[str] = mapped_column(String(50))
-    version: Mapped[str] = mapped_column(String(100))
+    benchmark: Mapped[str] = mapped_column(Name(50))
+    version: Mapped[str] = mapped_column(Name(100))
     """Data variant and revision, e.g. `starter@1a2b3c4d` or `v0.1@...`."""
     settings: Mapped[dict[str, Any]]
-    settings_hash: Mapped[str] = mapped_column(String(64))
+    settings_hash: Mapped[str] = mapped_column(Name(64))
     """Hash of settings without the checkpoint: rows that differ in it are never ranked together."""
-    status: Mapped[str] = mapped_column(String(20))
+    status: Mapped[str] = mapped_column(Name(20))
     """partial | complete."""
     n_questions: Mapped[int]
     mean_tokens: Mapped[float | None]
@@ -180,15 +180,15 @@ class Answer(Base):
     __table_args__ = (UniqueConstraint("answer_set_id", "question_id", "turn", "sample"),)
     id: Mapped[int] = mapped_column(Identity, primary_key=True)
     answer_set_id: Mapped[int] = mapped_column(ForeignKey("answer_set.id", ondelete="CASCADE"))
-    question_id: Mapped[str] = mapped_column(String(200))
-    category: Mapped[str | None] = mapped_column(String(100))
+    question_id: Mapped[str] = mapped_column(Name(200))
+    category: Mapped[str | None] = mapped_column(Name(100))
     """The question's part of the benchmark (MT-Bench's `math`, a subject of MMLU); None where it has none."""
     turn: Mapped[int] = mapped_column(default=1)
     sample: Mapped[int] = mapped_column(default=0)
     prompt: Mapped[str] = mapped_column(ModelText)
     """The rendered prompt, exactly as the engine got it."""
     text: Mapped[str] = mapped_column(ModelText)
-    finish_reason: Mapped[str | None] = mapped_column(String(20))
+    finish_reason: Mapped[str | None] = mapped_column(Name(20))
     prompt_tokens: Mapped[int] = mapped_column(default=0)
     output_tokens: Mapped[int] = mapped_column(default=0)
     seed: Mapped[int | None] = mapped_column(BigInteger)
@@ -201,11 +201,11 @@ class Evaluation(Base):
     __tablename__ = "evaluation"
     __table_args__ = (UniqueConstraint("answer_set_id", "judge_id"),)
     id: Mapped[int] = mapped_column(Identity, primary_key=True)
-    key: Mapped[str] = mapped_column(String(64), unique=True)
+    key: Mapped[str] = mapped_column(Name(64), unique=True)
     """Hash of the answer set's key and the judge's key."""
     answer_set_id: Mapped[int] = mapped_column(ForeignKey("answer_set.id", ondelete="CASCADE"))
     judge_id: Mapped[int] = mapped_column(ForeignKey("judge.id"))
-    status: Mapped[str] = mapped_column(String(20))
+    status: Mapped[str] = mapped_column(Name(20))
     """partial | complete."""
     flags: Mapped[list[Any]] = mapped_column(default=list)
     """Why a reader should doubt this cell: [{"flag", "reason"}], e.g. answers that look like a canary's."""
@@ -226,7 +226,7 @@ class Judgment(Base):
     __table_args__ = (UniqueConstraint("evaluation_id", "question_id", "turn", "sample", "game"),)
     id: Mapped[int] = mapped_column(Identity, primary_key=True)
     evaluation_id: Mapped[int] = mapped_column(ForeignKey("evaluation.id", ondelete="CASCADE"))
-    question_id: Mapped[str] = mapped_column(String(200))
+    question_id: Mapped[str] = mapped_column(Name(200))
     turn: Mapped[int] = mapped_column(default=1)
     sample: Mapped[int] = mapped_column(default=0)
     game: Mapped[int] = mapped_column(default=1)
@@ -249,13 +249,13 @@ class JudgeResponse(Base):
 
     __tablename__ = "judge_response"
     id: Mapped[int] = mapped_column(Identity, primary_key=True)
-    key: Mapped[str] = mapped_column(String(64), unique=True)
+    key: Mapped[str] = mapped_column(Name(64), unique=True)
     """Hash of endpoint, model, messages, sampling parameters and the index of the sample."""
-    model: Mapped[str] = mapped_column(String(200))
+    model: Mapped[str] = mapped_column(Name(200))
     """As asked for."""
-    served_model: Mapped[str | None] = mapped_column(String(200))
+    served_model: Mapped[str | None] = mapped_column(Name(200))
     """As the endpoint says that it answered with."""
-    endpoint: Mapped[str] = mapped_column(String(300))
+    endpoint: Mapped[str] = mapped_column(Name(300))
     response: Mapped[dict[str, Any]]
     tokens_in: Mapped[int] = mapped_column(default=0)
     tokens_out: Mapped[int] = mapped_column(default=0)
@@ -269,12 +269,12 @@ class Calibration(Base):
     __tablename__ = "calibration"
     __table_args__ = (UniqueConstraint("judge_key", "dataset"),)
     id: Mapped[int] = mapped_column(Identity, primary_key=True)
-    judge_key: Mapped[str] = mapped_column(String(64))
+    judge_key: Mapped[str] = mapped_column(Name(64))
     """Hash of kind and model or fingerprint, whatever the benchmark's prompt."""
-    judge_name: Mapped[str] = mapped_column(String(200), index=True)
-    judge_kind: Mapped[str] = mapped_column(String(30))
-    dataset: Mapped[str] = mapped_column(String(100))
-    version: Mapped[str] = mapped_column(String(100))
+    judge_name: Mapped[str] = mapped_column(Name(200), index=True)
+    judge_kind: Mapped[str] = mapped_column(Name(30))
+    dataset: Mapped[str] = mapped_column(Name(100))
+    version: Mapped[str] = mapped_column(Name(100))
     n: Mapped[int]
     n_failed: Mapped[int]
     statistics: Mapped[dict[str, Any]]
@@ -289,7 +289,7 @@ class Score(Base):
     __table_args__ = (UniqueConstraint("evaluation_id", "metric"),)
     id: Mapped[int] = mapped_column(Identity, primary_key=True)
     evaluation_id: Mapped[int] = mapped_column(ForeignKey("evaluation.id", ondelete="CASCADE"))
-    metric: Mapped[str] = mapped_column(String(60))
+    metric: Mapped[str] = mapped_column(Name(60))
     value: Mapped[float | None]
     """None when withheld (more than 1 % of the items failed)."""
     low: Mapped[float | None]
@@ -297,7 +297,7 @@ class Score(Base):
     """95 % interval unless `method` says otherwise."""
     stderr: Mapped[float | None]
     """Standard error of `value` over what `method` resamples; the metric's own where the reference defines one."""
-    method: Mapped[str] = mapped_column(Text)
+    method: Mapped[str] = mapped_column(ModelText)
     n: Mapped[int]
     n_failed: Mapped[int]
     worst: Mapped[float | None]
@@ -314,11 +314,11 @@ class Cost(Base):
     __tablename__ = "cost"
     __table_args__ = (UniqueConstraint("scope", "scope_key", "kind"),)
     id: Mapped[int] = mapped_column(Identity, primary_key=True)
-    scope: Mapped[str] = mapped_column(String(20))
+    scope: Mapped[str] = mapped_column(Name(20))
     """stage | evaluation | run (what a run's judges were paid: a budget is over all its attempts)."""
-    scope_key: Mapped[str] = mapped_column(String(64))
+    scope_key: Mapped[str] = mapped_column(Name(64))
     """Key of the stage or evaluation: a reused stage costs once."""
-    kind: Mapped[str] = mapped_column(String(20))
+    kind: Mapped[str] = mapped_column(Name(20))
     """cpu_seconds | gpu_seconds | judge_tokens | generated_tokens."""
     amount: Mapped[float]
     micro_dollars: Mapped[int] = mapped_column(BigInteger, default=0)
@@ -354,7 +354,7 @@ class Curve(Base):
     __table_args__ = (UniqueConstraint("stage_id", "metric", "step"),)
     id: Mapped[int] = mapped_column(Identity, primary_key=True)
     stage_id: Mapped[int] = mapped_column(ForeignKey("stage.id", ondelete="CASCADE"))
-    metric: Mapped[str] = mapped_column(String(60))
+    metric: Mapped[str] = mapped_column(Name(60))
     step: Mapped[int]
     value: Mapped[float | None]
     """None where the value was not finite: a diverged loss is a point too."""

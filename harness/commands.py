@@ -162,7 +162,7 @@ def find_judge(registry: Any, judge: str | None, base_url: str | None) -> tuple[
     with registry.read() as session:
         found = session.scalars(
             select(models.Checkpoint).where(
-                (models.Checkpoint.name == judge) | models.Checkpoint.fingerprint.startswith(judge),
+                (models.Checkpoint.name == judge) | models.Checkpoint.fingerprint.startswith(judge, autoescape=True),
                 models.Checkpoint.kind.in_(("reward", "gold_reward")),
             )
         ).all()
@@ -197,6 +197,7 @@ def print_leaderboard(db: str | None, run: str | None, form: str, published: boo
 
 
 def _print_rows(registry: Any, run: str | None, form: str, published: bool = False) -> None:
+    from dashboard.ranking import board
     from db import views
     from harness import report
 
@@ -205,19 +206,19 @@ def _print_rows(registry: Any, run: str | None, form: str, published: bool = Fal
             raise MissingInput(f"There is no run {run!r} in the registry; see `harness leaderboard` for all that are there.")
         found = views.leaderboard(session, run=run)
     rows = [row for row in found if published or row.kind != "published"]
-    hidden = len(found) - len(rows)
+    hidden, table = len(found) - len(rows), board(rows)
     if form == "event":
-        JsonReporter().emit("leaderboard", rows=report.to_json(rows))
+        JsonReporter().emit("leaderboard", rows=report.to_json(table))
     elif form == "json":
-        emit_json(report.to_json(rows))
+        emit_json(report.to_json(table))
     elif form == "csv":
-        typer.echo(report.to_csv(rows), nl=False)
+        typer.echo(report.to_csv(table), nl=False)
     elif form == "markdown":
-        typer.echo(report.to_markdown(rows), nl=False)
+        typer.echo(report.to_markdown(table), nl=False)
     elif not rows:
         typer.echo("The registry holds no evaluated checkpoint yet: run `harness train-and-eval quickstart`.")
     else:
-        Console().print(report.Leaderboard(rows))
+        Console().print(report.Leaderboard(table))
         if hidden:
             typer.echo(f"{hidden} rows of published leaderboards are not shown; --published shows them.")
 

@@ -20,10 +20,12 @@ def print_rescored(benchmark: str, files: Sequence[Path], given: Mapping[str, st
     from rich.console import Console
     from rich.text import Text
 
+    from dashboard.format import plain
+
     console = Console()
     console.print(saved_work.as_table(benchmark, evaluations))
     for note in saved_work.all_notes(evaluations, notes):
-        console.print(Text(note, style="dim"))
+        console.print(Text(plain(note), style="dim"))
 
 
 def run_import(
@@ -37,6 +39,7 @@ def run_import(
     db: str | None,
 ) -> None:
     """`harness import`."""
+    from dashboard.format import plain
     from db import Registry
     from evals.formats.saved import get_format
     from harness import importing, saved_work
@@ -62,7 +65,7 @@ def run_import(
         emit_json({"benchmark": made.benchmark, "source": origin.provenance(), "imported": lines})
     else:
         for line in lines:
-            typer.echo(line)
+            typer.echo(plain(line))
 
 
 def run_export_site(to: Path, as_json: bool, db: str | None) -> None:

@@ -7,7 +7,7 @@ from rich.console import Group
 from rich.table import Table
 from rich.text import Text
 
-from dashboard.format import p_value
+from dashboard.format import p_value, plain
 from evals.paired import Compared
 
 _STYLES = {"IMPROVED": "green", "REGRESSED": "bold red", "UNDERPOWERED": "yellow", "NO EVIDENCE": ""}
@@ -19,8 +19,9 @@ def as_json(found: Compared) -> dict[str, Any]:
 
 
 def as_table(found: Compared) -> Group:
-    """One line per benchmark."""
-    table = Table(box=None, pad_edge=False, header_style="bold", title=f"{found.a} against {found.b}", title_justify="left")
+    """One line per benchmark. Names are strangers': neither Rich nor the terminal may take them for instructions."""
+    title = Text(plain(f"{found.a} against {found.b}"), style="table.title")
+    table = Table(box=None, pad_edge=False, header_style="bold", title=title, title_justify="left")
     table.add_column("benchmark", overflow="fold")
     table.add_column("verdict", overflow="fold")
     for column in ("difference\n95 % interval", "p", "smallest\nvisible", "n", "+ / = / -"):
@@ -29,7 +30,7 @@ def as_table(found: Compared) -> Group:
         d = one.difference
         interval = "" if d.low is None or d.high is None else f"\n[{d.low:+.2f}, {d.high:+.2f}]"
         table.add_row(
-            one.benchmark,
+            Text(plain(one.benchmark)),
             Text(one.verdict, style=_STYLES[one.verdict]),
             Text(f"{d.value:+.2f}{interval}"),
             p_value(one.adjusted_p),
@@ -43,4 +44,4 @@ def as_table(found: Compared) -> Group:
         "difference that this test would show with probability 0.8. UNDERPOWERED: a difference worth acting on could hide.",
         *(f"{benchmark}: not compared, {why}." for benchmark, why in found.apart.items()),
     ]
-    return Group(table, *(Text(note, style="dim") for note in notes))
+    return Group(table, *(Text(plain(note), style="dim") for note in notes))

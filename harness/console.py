@@ -35,7 +35,8 @@ class Reporter:
     def __init__(self) -> None:
         from rich.console import Console  # slow to import, and --json needs none of it
 
-        self.console = Console(stderr=False, highlight=False, soft_wrap=True)
+        # Nothing printed here is Rich's markup: `answer[sft]` is a stage, not a style.
+        self.console = Console(stderr=False, highlight=False, soft_wrap=True, markup=False, emoji=False)
         self._last: dict[str, float] = {}
 
     def plan(self, plan: "Plan") -> None:
@@ -53,20 +54,20 @@ class Reporter:
             self.console.print(f"  {node.name}: {done}/{total} {unit}")
 
     def message(self, node: "Node", text: str) -> None:
-        self.console.print(f"  {node.name}: {text}", markup=False)
+        self.console.print(f"  {node.name}: {text}")
 
     def done(self, node: "Node", artifact: "Artifact", reused: bool) -> None:
         self._index += 1
         seconds = f"{artifact.manifest['seconds']:.0f} s"
         state = "kept" if reused else "done"
         shown = "  ".join(f"{k} {_short(artifact.metrics[k])}" for k in _SHOWN if artifact.metrics.get(k) is not None)
-        self.console.print(f"[{self._index}/{self._total}] {node.name:<20} {state:<5} {seconds:>7}  {shown}", markup=False)
+        self.console.print(f"[{self._index}/{self._total}] {node.name:<20} {state:<5} {seconds:>7}  {shown}")
 
     def failed(self, node: "Node", error: str) -> None:
-        self.console.print(f"  {node.name}: failed", markup=False)
+        self.console.print(f"  {node.name}: failed")
 
     def decision(self, iteration: int, decision: Any) -> None:
-        self.console.print(f"  hooks after iteration {iteration}: {decision.action}: {decision.reason}", markup=False)
+        self.console.print(f"  hooks after iteration {iteration}: {decision.action}: {decision.reason}")
 
     def close(self) -> None:
         return
@@ -89,10 +90,10 @@ class BarReporter(Reporter):
 
         self._bars = Progress(
             SpinnerColumn(),
-            TextColumn("{task.description:<20}"),
+            TextColumn("{task.description:<20}", markup=False),
             BarColumn(bar_width=30),
             MofNCompleteColumn(),
-            TextColumn("{task.fields[unit]}"),
+            TextColumn("{task.fields[unit]}", markup=False),
             TextColumn("{task.fields[rate]}"),
             TimeElapsedColumn(),
             TextColumn("eta"),

@@ -136,7 +136,7 @@ def _of_target(registry: Registry, target: str) -> set[str]:
         if run is not None:
             query = select(models.StageRun.key).where(models.StageRun.run_id == run, models.StageRun.program == PROGRAM)
             return set(session.scalars(query))
-        named = (models.Checkpoint.name == target) | models.Checkpoint.fingerprint.startswith(target)
+        named = (models.Checkpoint.name == target) | models.Checkpoint.fingerprint.startswith(target, autoescape=True)
         found = set(session.scalars(select(models.Checkpoint.fingerprint).where(named)))
     if not found:
         raise MissingInput(f"{target!r} is neither a run nor a checkpoint of the registry; see `harness leaderboard`.")

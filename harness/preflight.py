@@ -53,7 +53,7 @@ def check_gpus(recipe: Recipe) -> None:
     trained = {"sft": recipe.sft, "reward": recipe.reward, "gold_reward": recipe.gold_reward}
     trained |= {"preference": recipe.preference, "dpo": recipe.dpo}
     wanted = {f"{name}.num_processes": part.num_processes for name, part in trained.items() if part}
-    wanted["annotate.processes"] = recipe.annotate.processes
+    wanted |= {"annotate.processes": recipe.annotate.processes, "reference.processes": recipe.reference.processes}
     above = {key: (number, gpus) for key, number in wanted.items() if number > gpus > 0}
     each = recipe.generate.tensor_parallel
     if recipe.generate.processes * each > gpus > 0:

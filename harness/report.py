@@ -8,8 +8,7 @@ from rich.text import Text
 
 from dashboard import format as f
 from dashboard.export import footnotes, to_csv, to_json, to_markdown
-from dashboard.ranking import Board, Ranked, board
-from db.leaderboard import Row
+from dashboard.ranking import Board, Ranked
 from db.views import RunStatus, StageStatus
 
 __all__ = ["Leaderboard", "status_table", "to_csv", "to_json", "to_markdown"]
@@ -26,8 +25,8 @@ class Leaderboard:
     A terminal too narrow for a column per benchmark gets a row per score: no number is ever broken over two lines.
     """
 
-    def __init__(self, rows: list[Row]):
-        self.board = board(rows)
+    def __init__(self, table: Board):
+        self.board = table
 
     def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
         cells = [_cells(self.board, line) for line in self.board.lines]

@@ -119,6 +119,8 @@ def as_table(name: str, evaluations: Sequence[SavedEvaluation]) -> "Table":
     from rich.table import Table  # slow to import, and --json needs none of it
     from rich.text import Text
 
+    from dashboard.format import plain
+
     table = Table(box=None, pad_edge=False, header_style="bold", title=name, title_justify="left")
     table.add_column("model", overflow="fold")
     table.add_column("metric", no_wrap=True)
@@ -128,8 +130,8 @@ def as_table(name: str, evaluations: Sequence[SavedEvaluation]) -> "Table":
         for place, row in enumerate(evaluation.scores):
             interval = "" if row.low is None or row.high is None else f"[{_number(row.low)}, {_number(row.high)}]"
             style = "bold" if row.headline else ""
-            cells = (row.metric, _number(row.value), interval, _number(row.stderr), str(row.n), str(row.n_failed or ""))
-            table.add_row(Text("" if place else evaluation.model), *(Text(cell, style=style) for cell in cells))
+            cells = (plain(row.metric), _number(row.value), interval, _number(row.stderr), str(row.n), str(row.n_failed or ""))
+            table.add_row(Text("" if place else plain(evaluation.model)), *(Text(cell, style=style) for cell in cells))
     return table
 
 

@@ -9,6 +9,7 @@ import pytest
 from sqlalchemy import select
 
 from core.errors import JudgeError, StageFailed
+from dashboard import ranking
 from db.judges import judge_cards
 from db.leaderboard import leaderboard
 from db.models import Calibration, Evaluation, JudgeResponse
@@ -240,11 +241,11 @@ def test_canaries_stand_on_the_board_flagged_unranked_beside_what_is_known_of_th
         assert judge_cards(session)[0].bias == {}, "canaries say nothing of how a judge meets real answers"
     padded = next(row for row in rows if row.name == "canary: padded").cells["alpaca_eval"]
     assert padded.value > 70, "a judge that prefers the longer answer is seen to be fooled"
-    text = report.to_markdown(rows)
+    text = report.to_markdown(ranking.board(rows))
     assert "agrees with people on 70 % \\[60, 80\\] of 100" in text
     assert text.count("†") == 6 and "is flagged and not ranked with others" in text
-    assert "near_constant: 16 of 16" in report.to_csv(rows)
-    assert report.to_json(rows)[0]["scores"]["alpaca_eval"]["flags"][0]["flag"] == "canary"
+    assert "near_constant: 16 of 16" in report.to_csv(ranking.board(rows))
+    assert report.to_json(ranking.board(rows))[0]["scores"]["alpaca_eval"]["flags"][0]["flag"] == "canary"
 
 
 def test_flagged_cells_are_never_ranked(registry):

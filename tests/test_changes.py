@@ -5,6 +5,7 @@ from sqlalchemy import select
 
 from dashboard import export
 from dashboard import format as f
+from dashboard.ranking import board
 from db import views
 from db.models import Evaluation, Judgment, now
 from db.registry import Registry
@@ -50,8 +51,8 @@ def test_it_is_what_compare_says_and_the_leaderboard_shows_it(judged: Registry):
     assert best.significant and best.against == "quickstart/iter-1"
     assert f.change(rows[3].cells["alpaca_eval"]).startswith("▲ +")
     assert not found["quickstart/sft"].significant and f.change(rows[1].cells["alpaca_eval"])[0] not in "▲▼"
-    assert export.to_json(rows)[3]["scores"]["alpaca_eval"]["change"] == best.value
-    assert r"$\blacktriangle$ +" in export.to_latex(rows)
+    assert export.to_json(board(rows))[3]["scores"]["alpaca_eval"]["change"] == best.value
+    assert r"$\blacktriangle$ +" in export.to_latex(board(rows))
 
 
 def test_nothing_is_tested_twice_and_a_rejudged_parent_is_noticed(judged: Registry):

@@ -128,8 +128,8 @@ def test_every_loss_of_ours_trains_on_two_ranks_as_in_one_process(dpo_inputs, tr
     file = dpo_inputs["pairs"] / "pairs.jsonl"
     pairs = [json.loads(line) for line in file.read_text().splitlines()]
     for k, pair in enumerate(pairs):
-        pair["chosen"] |= {"reward": 1.0 + k / 8, "win_rate": 0.8 - k / 32}
-        pair["rejected"] |= {"reward": -0.5, "win_rate": 0.3}
+        pair["chosen"] |= {"score": 1.0 + k / 8, "win_rate": 0.8 - k / 32}
+        pair["rejected"] |= {"score": -0.5, "win_rate": 0.3}
     write_jsonl(file, pairs)
     inputs = dpo_inputs | {"previous": dpo_inputs["reference"]}
     stage = Stage(Spec.load(make_spec("dpo", dpo_settings(loss="inpo"), inputs, resources=RESOURCES)))

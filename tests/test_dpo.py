@@ -12,7 +12,7 @@ from safetensors.torch import save_file
 
 from core.artifacts import read_rows
 from core.errors import MissingInput, RecipeError
-from core.stage import Spec, Stage
+from core.stage import Spec
 from tests.conftest import run_program
 from tests.training import (
     RESOURCES,
@@ -25,7 +25,7 @@ from tests.training import (
     training_settings,
     write_jsonl,
 )
-from train.dpo import join_reference, require_same_prompts
+from train.dpo import join_reference, of_pair, require_same_prompts
 from train.logprobs import response_logprobs, truncated_pair
 from train.losses import dpo_losses
 from train.optimisation import accumulation_steps, launch_command, warmup
@@ -87,8 +87,8 @@ def test_dpo_takes_only_the_reference_of_its_own_pairs_cut_alike():
 
 def test_further_caches_and_rewards_ride_with_the_pairs_that_need_them():
     row = pair(3, [4, 5, 6], [7])
-    row["chosen"] |= {"reward": 1.0, "win_rate": 0.75}
-    row["rejected"] |= {"reward": -1.0, "win_rate": 0.25}
+    row["chosen"] |= {"reward": 1.0, "score": 0.5, "win_rate": 0.75}
+    row["rejected"] |= {"reward": 2.0, "score": -1.0, "win_rate": 0.25}
     cached = {"prompt_id": "p", "chosen_logp": -1.0, "rejected_logp": -2.0, "chosen_tokens": 2, "rejected_tokens": 1}
     other = cached | {"chosen_logp": -3.0}
     needs = frozenset({"win_rates", "rewards"})
@@ -100,6 +100,17 @@ def test_further_caches_and_rewards_ride_with_the_pairs_that_need_them():
     del row["rejected"]["win_rate"]
     with pytest.raises(RecipeError, match="no win_rate; run the pairs stage again"):
         join_reference([row], [cached], 5, None, needs)
+
+
+def test_win_rates_that_are_older_than_the_scores_are_refused():
+    """They are of raw rewards, whatever penalty chose the pair."""
+    row = pair(3, [4, 5, 6], [7])
+    for side in ("chosen", "rejected"):
+        row[side] |= {"reward": 1.0, "win_rate": 0.5}
+    for need in ("win_rates", "rewards"):
+        with pytest.raises(RecipeError, match="no score; run the pairs stage again"):
+            of_pair(row, frozenset({need}))
+    assert of_pair(row, frozenset({"previous", "weights"})) == {}
 
 
 def test_an_answer_ends_with_its_turn_end_only_where_generation_stopped(tiny_llama, pairs):
@@ -241,7 +252,7 @@ def test_log_probabilities_are_found_by_content(tiny_llama, pairs, make_spec, tm
 
     def policy(path: Path, **changes: str | int) -> ReferencePolicy:
         settings = {"max_length": 128, "precision": "fp32"} | changes
-        return ReferencePolicy(Stage(Spec.load(make_spec("reference[1]", settings, {"reference": path, "pairs": pairs}))))
+        return ReferencePolicy(Spec.load(make_spec("reference[1]", settings, {"reference": path, "pairs": pairs})))
 
     first = policy(tiny_llama)
     rows = first.score(given_rows[:3])

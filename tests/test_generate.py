@@ -14,7 +14,18 @@ from core.artifacts import Store, read_rows, write_rows
 from core.errors import HarnessError, RecipeError
 from core.seeds import derive_seed
 from core.stage import Spec, Stage
-from train.generate import Part, check_complete, generate_shards, merge, parts_of, prompt_slice, run, samplings, with_system
+from train.generate import (
+    Part,
+    check_complete,
+    generate_shards,
+    measured_speed,
+    merge,
+    parts_of,
+    prompt_slice,
+    run,
+    samplings,
+    with_system,
+)
 
 ROOT = Path(__file__).resolve().parent.parent
 SETTINGS = {
@@ -222,6 +233,22 @@ def test_arms_of_several_policies_in_two_processes(make_spec, store, tiny_llama,
         assert [s["token_ids"] for s in row["samples"]] == [s["token_ids"] for s in expected]
         assert [s["seed"] for s in row["samples"]] == [s["seed"] for s in expected]
         assert [s["policy"] for s in row["samples"]] == (["current", "initial", "previous", "current"] if row["samples"] else [])
+
+
+def test_on_gpus_made_up_here_only_those_of_engines_with_shards_count(make_spec, store, tiny_llama, pool, monkeypatch):
+    """Eight processes, two shards: six engines are never started, and the hardware's limit is not theirs."""
+    settings, inputs = SETTINGS | {"dtype": "bfloat16"}, {"policy": tiny_llama, "data": pool}
+    stage = make_stage(make_spec, store, "fast", settings, inputs, shard_size=5, processes=8)
+    told = []
+    monkeypatch.setattr("train.generate.measured_speed", lambda stage, rows, speed: told.append((rows, speed)) or {})
+    run(stage)
+    monkeypatch.undo()
+    ((rows, speed),) = told
+    assert speed.workers == 2 and speed.seconds > 0
+    monkeypatch.setattr("torch.cuda.is_available", lambda: True)
+    monkeypatch.setattr("train.performance.device_name", lambda: "NVIDIA H200")
+    stage.spec.resources["tensor_parallel"] = 2
+    assert measured_speed(stage, rows, speed)["limit"] == "4 x NVIDIA H200, bfloat16 (data sheet)"
 
 
 def test_policies_that_read_a_prompt_differently_are_refused(tmp_path):

@@ -24,29 +24,24 @@ def write(registry: Registry) -> None:
     """A finished run, and beside it each payload as a checkpoint, a run, a stage, a judge, a question, an answer, a verdict."""
     sample = fill(registry)
     for index, payload in enumerate(PAYLOADS):
-        name = f"{clean(payload)[:NAME]} {index}"
+        name = f"{payload[:NAME]} {index}"
         sample.score(sample.checkpoint(name, "third_party"), "alpaca_eval", 30.0 + index / 10, version=name[:90])
     for index, payload in enumerate(PAYLOADS[:: len(PAYLOADS) // 6]):
-        run = sample.run(f"{clean(payload)[:NAME]} {index}", "failed", recipe=clean(payload)[:NAME])
-        sample.stage(run, "dpo[1]", "failed", error=EVERYTHING, log=clean(payload))
+        run = sample.run(f"{payload[:NAME]} {index}", "failed", recipe=payload[:NAME])
+        sample.stage(run, "dpo[1]", "failed", error=EVERYTHING, log=payload)
     with registry.write() as session:
         for index, payload in enumerate([EVERYTHING, *PAYLOADS]):
-            question = f"{clean(payload)[:NAME]} {index}"
+            question = f"{payload[:NAME]} {index}"
             session.add(Answer(answer_set_id=1, question_id=question, prompt=payload, text=payload, finish_reason="stop"))
-            raw = {"replies": [{"text": clean(payload), "top_logprobs": {clean(payload): -0.1}}], "code": clean(payload)}
+            raw = {"replies": [{"text": payload, "top_logprobs": {payload: -0.1}}], "code": payload}
             session.add(Judgment(evaluation_id=1, question_id=question, value=index % 2, raw=raw, error=payload))
         for index, payload in enumerate(PAYLOADS):
-            name = f"{clean(payload)[:NAME]} {index}"
-            session.add(Judge(key=f"{index:064d}", name=name, kind="openai", config={"prompt": clean(payload)}))
-            row = {"judge_key": f"{index:064d}", "judge_name": name, "judge_kind": "openai", "dataset": clean(payload)[:90]}
+            name = f"{payload[:NAME]} {index}"
+            session.add(Judge(key=f"{index:064d}", name=name, kind="openai", config={"prompt": payload}))
+            row = {"judge_key": f"{index:064d}", "judge_name": name, "judge_kind": "openai", "dataset": payload[:90]}
             told = {"agreement": {"value": 0.5, "low": 0.4, "high": 0.6, "n": 9}}
             session.add(Calibration(**row, version="1", n=9, n_failed=0, statistics=told))
     assert isinstance(sample, Sample)
-
-
-def clean(payload: str) -> str:
-    """The payload as a database can hold it where the column is no model's text."""
-    return payload.encode("utf-16", "surrogatepass").decode("utf-16", "replace").replace("\x00", "\ufffd")
 
 
 @pytest.mark.slow

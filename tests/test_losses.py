@@ -1,6 +1,7 @@
 """Losses by independent formulas, by limits, by the sign of their gradients, and by one real step each."""
 
 import math
+import re
 from functools import partial
 
 import pytest
@@ -9,9 +10,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from core.errors import RecipeError
-from harness.recipe_file import load_recipe
+from harness.recipe_file import load_recipe, shipped
 from tests.training import RESOURCES, dpo_settings, make_pairs
-from train.losses import LOSSES, NEEDS, TRL_LOSSES, PairLoss, dpo_losses, find_loss, loss_options
+from train.losses import LOSSES, NEEDS, TRL_LOSSES, PairLoss, default_beta, dpo_losses, find_loss, loss_options
 from train.preference_losses import PairBatch, dpo, dpo_nll, inpo, on_policy_weight, rdpo, rebel, simpo, sppo, wpo
 
 # One pair: D(y_w) = 2, D(y_l) = -3, so h = 5; lengths 4 and 10.
@@ -175,6 +176,61 @@ def test_keys_that_the_loss_does_not_use_are_refused_by_name():
     assert load_recipe("quickstart", ["dpo.loss=sppo", "reference.policy=previous"]).dpo.resolved_options() == {}
 
 
+def test_a_beta_that_is_not_set_is_the_one_published_with_the_loss(tmp_path):
+    """SimPO's gamma goes with a beta of 2.5: at 0.1 the margin that it asks for is 1.375 / 0.1 nats a token."""
+    published = {"simpo": 2.5, "rdpo": 0.1, "dpo_nll": 0.1, "sppo": 0.001, "inpo": 0.005, "rebel": 1.0, "wpo": 0.01}
+    assert {name: default_beta(name) for name in LOSSES} == published
+    assert {default_beta(name) for name in TRL_LOSSES} == {0.1}
+    text = shipped()["quickstart"].read_text()
+    without = tmp_path / "without.yaml"
+    without.write_text(re.sub(r"\n  beta: .*", "", text))
+    for name, beta in published.items():
+        overrides = [f"dpo.loss={name}", "reference.policy=previous", *(["dpo.rdpo_alpha=0.01"] if name == "rdpo" else [])]
+        for recipe in (load_recipe(str(without), overrides), load_recipe("quickstart", [*overrides, "dpo.beta=null"])):
+            assert recipe.dpo.beta == beta == recipe.model_dump()["dpo"]["beta"]
+        assert load_recipe("quickstart", [*overrides, "dpo.beta=0.3"]).dpo.beta == 0.3
+    assert load_recipe(str(without)).hash == load_recipe("quickstart").hash  # the number itself is in the recipe
+    with pytest.raises(RecipeError, match="greater than 0"):
+        load_recipe("quickstart", ["dpo.beta=0"])
+    with pytest.raises(RecipeError, match="1 fault:.*\n.*dpo.loss.*not known to harness.losses"):
+        load_recipe(str(without), ["dpo.loss=simpoo"])
+
+
+@pytest.mark.parametrize("loss", ["sppo", "rebel", "sppo_hard", "inpo"])
+def test_losses_of_the_answering_policy_refuse_what_others_answered(loss):
+    previous = [f"dpo.loss={loss}", "reference.policy=previous"]
+    assert load_recipe("quickstart", previous).dpo.loss == loss
+    arms = "generate.arms=[{n: 2}, {n: 2, policy: initial}, {n: 1, policy: previous}]"
+    for override, message in [
+        ("dpo.data=all", f"dpo.loss {loss} learns from .*; set dpo.data: current"),
+        (arms, "generate.arms.1.policy: initial, generate.arms.2.policy: previous; set current there"),
+    ]:
+        with pytest.raises(RecipeError, match=message):
+            load_recipe("quickstart", [*previous, override])
+        assert load_recipe("quickstart", [*previous, override, "iterations=1"])  # all of them are the first policy
+        assert load_recipe("quickstart", [override])
+
+
+@pytest.mark.parametrize("loss", ["sppo", "rebel", "sppo_hard"])
+def test_losses_of_the_answering_policy_need_it_as_the_reference(loss):
+    for reference in ([], ["reference.policy=every_k", "reference.k=2"]):
+        with pytest.raises(RecipeError, match=f"dpo.loss {loss} .*; set reference.policy: previous"):
+            load_recipe("quickstart", [f"dpo.loss={loss}", *reference])
+    assert load_recipe("quickstart", [f"dpo.loss={loss}", "iterations=1"])
+    with pytest.raises(RecipeError, match="offline_dpo has none of"):
+        load_recipe("quickstart", [f"dpo.loss={loss}", "reference.policy=previous", "baseline=offline_dpo"])
+
+
+def test_losses_that_read_scores_refuse_a_rule_that_does_not_choose_by_them():
+    model = "preference={start: base, learning_rate: 1.0e-5, batch_size: 8, max_length: 512}"
+    compares = ["annotate.scorer=pairwise", "annotate.tournament=knockout", model, "reference.policy=previous", "reward=null"]
+    for loss in ("sppo", "rebel"):
+        with pytest.raises(RecipeError, match=f"dpo.loss {loss} learns from scores.*; set pairs.rule: max_min"):
+            load_recipe("quickstart", [*compares, f"dpo.loss={loss}", "pairs.rule=tournament"])
+        assert load_recipe("quickstart", [*compares, f"dpo.loss={loss}"])
+    assert load_recipe("quickstart", [*compares, "dpo.loss=sppo_hard", "pairs.rule=tournament"])
+
+
 def half_hinge(pairs: PairBatch, *, beta: float, width: float):
     return (width - beta * pairs.margin).relu()
 
@@ -226,8 +282,8 @@ def rows(tiny_llama, tmp_path_factory):
     }
     cache = []
     for k, pair in enumerate(pairs):
-        pair["chosen"] |= {"reward": 1.0, "win_rate": 0.8}
-        pair["rejected"] |= {"reward": -0.5, "win_rate": 0.3}
+        pair["chosen"] |= {"score": 1.0, "win_rate": 0.8}
+        pair["rejected"] |= {"score": -0.5, "win_rate": 0.3}
         cache.append({"prompt_id": pair["prompt_id"]})
         for side in ("chosen", "rejected"):
             cache[k] |= {f"{side}_logp": sums[side][k], f"{side}_tokens": len(pair[side]["token_ids"])}
@@ -280,3 +336,26 @@ def test_a_step_lowers_the_loss_that_is_trained(name, tiny_llama, rows, make_spe
         assert 0 < history[0]["loss"] < expected
     else:
         assert history[0]["loss"] == pytest.approx(expected, rel=1e-3)
+
+
+@pytest.mark.parametrize("name", TRL_LOSSES)
+def test_every_loss_of_trl_trains(name, tiny_llama, rows, make_spec):
+    """Two steps through the stage's trainer: a name that trl drops, or a loss that needs what our trainer withholds, fails."""
+    from core.stage import Spec, Stage
+    from train.chat import load_tokenizer
+    from train.dpo import make_trainer
+
+    smoothing = 0.001 if name == "exo_pair" else 0.0
+    settings = dpo_settings(loss=name, label_smoothing=smoothing, beta=default_beta(name), max_steps=2)
+    stage = Stage(Spec.load(make_spec("dpo", settings, {"policy": tiny_llama}, resources=RESOURCES)))
+    types, weights = dpo_losses(name, smoothing)
+    own = [{k: v for k, v in row.items() if not any(part in k for part in ("rewards", "win_rates", "previous"))} for row in rows]
+    for row in own:  # away from the reference, where some losses have no gradient
+        row["ref_chosen_logps"] -= 0.5
+        row["ref_rejected_logps"] += 0.25
+    trainer = make_trainer(stage, tiny_llama, load_tokenizer(tiny_llama), own, loss_type=types, loss_weights=weights)
+    before = {key: value.clone() for key, value in trainer.model.state_dict().items()}
+    trainer.train()
+    losses = [entry["loss"] for entry in trainer.state.log_history if "loss" in entry]
+    assert len(losses) == 2 and all(math.isfinite(loss) for loss in losses)
+    assert any(not torch.equal(before[key], value) for key, value in trainer.model.state_dict().items())

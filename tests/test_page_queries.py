@@ -3,8 +3,9 @@
 from datetime import timedelta
 
 import pytest
-from sqlalchemy import select
+from sqlalchemy import event, select
 
+from core.errors import RegistryError
 from core.fingerprint import digest
 from db import costs, samples, views
 from db.card import card
@@ -12,10 +13,10 @@ from db.differences import evaluated_differently, made_differently
 from db.health import SILENT, registry_findings
 from db.judges import judge_names, judging_checkpoint
 from db.lineage import baselines
-from db.models import Answer, Calibration, Evaluation, JudgeResponse, Judgment, Run, RunCheckpoint, Score, StageRun, now
+from db.models import Answer, Calibration, Evaluation, Judge, JudgeResponse, Judgment, Run, RunCheckpoint, Score, StageRun, now
 from db.registry import Registry
 from evals.changes import store_changes
-from tests.sample_registry import fill
+from tests.sample_registry import Sample, fill
 
 pytest_plugins = ["tests.postgres"]
 
@@ -90,3 +91,36 @@ def test_every_page_s_queries_on_both_databases(registry: Registry) -> None:
         assert made_differently(session, first, second) == []
         assert evaluated_differently(session, first, second, "alpaca_eval") == []
         assert card(session, first).pairs.n_pairs == 44
+
+
+@pytest.mark.parametrize("typed", ["a\x00", "\ud800", "x" * 1000])
+def test_what_a_reader_types_into_the_address_is_looked_for_whatever_it_is(registry: Registry, typed: str) -> None:
+    with registry.read() as session:
+        assert samples.lines(session, 19, search=typed) == [] == samples.lines(session, 19, category=typed)
+        assert views.judge_cards(session, typed) == [] == views.canaries(session, typed)
+        with pytest.raises(RegistryError, match="no checkpoint"):
+            card(session, typed)
+        with pytest.raises(RegistryError, match="no run named"):
+            views.run_status(session, typed)
+
+
+def test_a_leaderboard_is_of_one_moment_while_others_write(registry: Registry) -> None:
+    """A judge that appears between two queries of one page has no cell there."""
+    late = Sample.__new__(Sample)
+    late.registry, late.judges = registry, {}
+
+    def write(connection, cursor, statement: str, *_) -> None:
+        if "FROM judge" in statement and not late.judges:
+            with registry.write() as session:
+                judge = Judge(key="late", name="late", kind="openai")
+                session.add(judge)
+            late.judges["late"] = judge.id
+            late.score(late.checkpoint("late", "third_party"), "alpaca_eval", 50.0, judge="late")
+
+    with registry.read() as session:
+        names = {row.name for row in views.leaderboard(session)}
+    event.listen(registry._reader, "after_cursor_execute", write)
+    with registry.read() as session:
+        assert {row.name for row in views.leaderboard(session)} == names and late.judges
+    with registry.read() as session:
+        assert {row.name for row in views.leaderboard(session)} == names | {"late"}

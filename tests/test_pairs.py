@@ -133,13 +133,6 @@ def test_max_low_sigma_takes_the_worst_where_none_is_two_sigma_low():
     assert first(select_pairs(of((1.0, 9.0, 2.0), truncated={1}), Rules("max_low_sigma", truncated="penalise"))) == (2, 1)
 
 
-def test_win_rates_are_bradley_terry_means_over_all_samples():
-    assert win_rates([0.0, math.log(3)]) == pytest.approx([(0.5 + 0.25) / 2, (0.75 + 0.5) / 2])
-    assert win_rates([2.0]) == [0.5] and win_rates([]) == []
-    many = win_rates([-800.0, 0.3, 0.1, 800.0])
-    assert fmean(many) == pytest.approx(0.5) and many[0] < many[2] < many[1] < many[3]
-
-
 @given(st.lists(st.tuples(st.floats(0.001, 5), st.floats(-100, 400)), min_size=1, max_size=30))
 def test_the_tuned_penalty_is_where_a_falling_gap_crosses_zero(steps):
     """Gap = mean of steps that fall from above to 100 below their level, each at a penalty of its own."""
@@ -226,18 +219,30 @@ PROMPTS = [
 
 
 def test_rows_and_drops_account_for_every_prompt():
-    rows, dropped = build_pairs(PROMPTS, SETTINGS)
+    rows, dropped, lost = build_pairs(PROMPTS, SETTINGS)
     assert [(r["prompt_id"], r["chosen"]["sample"], r["rejected"]["sample"]) for r in rows] == [("a", 1, 0), ("d", 0, 1)]
-    assert rows[0]["chosen"] == {"text": "yy", "token_ids": [6], "finish_reason": "stop", "reward": 3.0, "sample": 1}
-    assert dropped == {"tie": 1, "too_few_samples": 1}
-    cut, dropped = build_pairs(PROMPTS, SETTINGS | {"max_length": 5})
-    assert [r["prompt_id"] for r in cut] == ["a"] and dropped["equal_after_truncation"] == 1
+    answer = {"text": "yy", "token_ids": [6], "finish_reason": "stop", "sample": 1, "reward": 3.0, "score": 3.0}
+    assert rows[0]["chosen"] == answer | {"win_rate": win_rates([1.0, 3.0, 2.0])[1]}
+    assert dropped == {"tie": 1, "too_few_samples": 1} and not lost
+    cut, dropped, lost = build_pairs(PROMPTS, SETTINGS | {"max_length": 5})
+    assert [r["prompt_id"] for r in cut] == ["a"] and dropped["equal_after_truncation"] == lost["equal_after_truncation"] == 1
+
+
+def test_lost_pairs_and_repeated_texts_are_counted():
+    """Six answers: the worst starts like the best, and is no longer different once cut; one text comes twice."""
+    samples = [sample(name, r, ids) for name, r, ids in (("a", 3.0, [4, 5, 6]), ("b", 2.0, [7]), ("c", 1.0, [8]))]
+    samples += [sample("d", 0.0, [4, 5, 9]), sample("b ", 1.5, [7, 7]), sample("c", None, [8])]
+    for rule, pairs in (("top_k", 1), ("all_margin", 5)):
+        rows, dropped, lost = build_pairs([prompt("a", samples)], SETTINGS | {"rule": rule, "k": 2, "max_length": 5})
+        assert (len(rows), dropped, lost) == (pairs, {}, {"equal_after_truncation": 1})
+        told = describe([prompt("a", samples)], rows, dropped, lost)["statistics"]
+        assert told["lost_pairs"] == {"equal_after_truncation": 1} and told["duplicate_texts"] == 1
 
 
 def test_length_unit_changes_what_is_penalised():
     answers = [prompt("a", [sample("word " * 100, 1.0, [1] * 10), sample("w", 0.5, [2] * 200)])]
     for unit, chosen in (("characters", 1), ("tokens", 0)):
-        rows, _ = build_pairs(answers, SETTINGS | {"length_penalty": 0.002, "length_unit": unit})
+        rows, *_ = build_pairs(answers, SETTINGS | {"length_penalty": 0.002, "length_unit": unit})
         assert rows[0]["chosen"]["sample"] == chosen
 
 
@@ -258,8 +263,8 @@ def test_auto_brings_the_length_gap_of_biased_rewards_to_zero():
     prompts = scored([[(generator.gauss(0, 1) + 0.01 * n, n) for n in row] for row in lengths])
 
     def gap(penalty: float) -> float:
-        rows, dropped = build_pairs(prompts, SETTINGS | {"length_penalty": penalty, "max_length": 4096})
-        return describe(prompts, rows, dropped, penalty)["statistics"]["length_gap_characters"]
+        rows, dropped, lost = build_pairs(prompts, SETTINGS | {"length_penalty": penalty, "max_length": 4096})
+        return describe(prompts, rows, dropped, lost, penalty)["statistics"]["length_gap_characters"]
 
     found = length_penalty(prompts, SETTINGS | {"length_penalty": "auto", "max_length": 4096})
     assert gap(0.0) > 400 and abs(gap(found)) < 4
@@ -272,8 +277,8 @@ def test_a_short_winner_needs_no_penalty():
 
 
 def test_statistics_by_hand():
-    rows, dropped = build_pairs(PROMPTS, SETTINGS)
-    told = describe(PROMPTS, rows, dropped)
+    rows, dropped, lost = build_pairs(PROMPTS, SETTINGS)
+    told = describe(PROMPTS, rows, dropped, lost)
     assert (told["n_prompts"], told["n_pairs"]) == (4, 2)
     assert told["reward_mean"] == pytest.approx((1 + 3 + 2 + 1 + 1 + 0 - 1) / 7)
     assert (told["reward_chosen"], told["reward_rejected"], told["margin_mean"]) == (1.5, 0.0, 1.5)
@@ -353,7 +358,7 @@ def test_a_knockouts_pair_is_taken_as_it_is():
     how = Rules("tournament")
     assert select_pairs(of((0.5, 0.9, 0.1)), how, knockout=(0, 1)) == ([Pair(0, 1, pytest.approx(-0.4))], None)
     assert select_pairs(of((0.5, 0.9, 0.1)), how) == ([], "no_final")
-    assert select_pairs(of((0.5, None, 0.1)), how, knockout=(0, 1)) == ([], "truncated")
+    assert select_pairs(of((0.5, None, 0.1)), how, knockout=(0, 1)) == ([], "unscored")
     cut = of((0.5, 0.9), truncated={0})
     assert select_pairs(cut, Rules("tournament", truncated="drop"), knockout=(0, 1)) == ([], "truncated")
     assert select_pairs(cut, Rules("tournament", truncated="penalise"), knockout=(0, 1)) == ([], "truncated")
@@ -382,10 +387,10 @@ def members(*rewards: dict[str, float]) -> list[dict]:
 def test_pairs_whose_members_disagree_are_dropped():
     split = members({"x": 3.0, "y": 0.0, "z": 1.0}, {"x": 0.0, "y": 0.5, "z": 1.0})  # y disputes, z has no view
     for limit, kept in ((0.0, 0), (0.3, 0), (0.34, 1), (1.0, 1)):
-        rows, dropped = build_pairs(split, SETTINGS | {"max_disagreement": limit})
+        rows, dropped, lost = build_pairs(split, SETTINGS | {"max_disagreement": limit})
         assert len(rows) == kept and dropped == Counter({} if kept else {"disagreement": 1})
-    rows, dropped = build_pairs(split, SETTINGS)
-    told = describe(split, rows, dropped)["statistics"]
+    rows, dropped, lost = build_pairs(split, SETTINGS)
+    told = describe(split, rows, dropped, lost)["statistics"]
     assert told["disagreement"] == pytest.approx(1 / 3) and rows[0]["chosen"]["members"] == {"x": 3.0, "y": 0.0, "z": 1.0}
 
 
@@ -396,17 +401,18 @@ def test_the_stage_reads_members_knockouts_and_nulls(run_stage, make_spec, tmp_p
     inputs = stage_inputs(tmp_path, PROMPTS)
     file = inputs["annotations"] / "shard-00000.jsonl"
     rows = [json.loads(line) for line in file.read_text().splitlines()]
-    rows[0] |= {"rewards": [None, *rows[0]["rewards"][1:]], "pair": [1, 2]}
+    rows[0] |= {"rewards": [None, *rows[0]["rewards"][1:]], "pair": [1, 2], "comparisons": [[0, 1, 0.5]]}
     for row in rows:
         row["members"] = {"one": row["rewards"], "two": [2.0] * len(row["rewards"])}
     write_rows(file, rows)
     stage = Stage(Spec.load(make_spec("pairs", SETTINGS, inputs)))
     read = read_scored(stage)
     assert read[0]["knockout"] == (1, 2) and "knockout" not in read[1]
-    assert read[0]["samples"][0]["reward"] is None and read[0]["samples"][0]["win_rate"] is None
+    assert read[0]["comparisons"] == [[0, 1, 0.5]] and "comparisons" not in read[1]
+    assert read[0]["samples"][0]["reward"] is None
     assert read[0]["samples"][1]["members"] == {"one": read[0]["samples"][1]["reward"], "two": 2.0}
-    pairs, dropped = build_pairs(read, SETTINGS)
-    told = describe(read, pairs, dropped)
+    pairs, dropped, lost = build_pairs(read, SETTINGS)
+    told = describe(read, pairs, dropped, lost)
     n = sum(len(prompt["samples"]) for prompt in PROMPTS)
     assert told["statistics"]["unscored"] == pytest.approx(1 / n)
     json.dumps(told, allow_nan=False)
@@ -419,6 +425,6 @@ def test_whose_answers_are_chosen():
         for i, (t, r, who) in enumerate((("a", 1.0, None), ("b", 2.0, "initial"), ("c", 0.0, "previous")))
     ]
     prompts = [prompt | {"samples": samples}]
-    rows, dropped = build_pairs(prompts, SETTINGS)
-    told = describe(prompts, rows, dropped)["statistics"]
+    rows, dropped, lost = build_pairs(prompts, SETTINGS)
+    told = describe(prompts, rows, dropped, lost)["statistics"]
     assert (told["chosen_from_initial"], told["chosen_from_current"], told["chosen_from_previous"]) == (1.0, 0.0, 0.0)

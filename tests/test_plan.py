@@ -113,6 +113,12 @@ def test_inpo_reads_the_last_iterate_beside_the_reference() -> None:
     assert "previous" not in _plan().nodes["dpo[2]"].inputs
 
 
+def test_the_plan_has_the_number_that_stands_for_a_beta_left_open() -> None:
+    left_open, given = _plan("dpo.loss=simpo", "dpo.beta=null"), _plan("dpo.loss=simpo", "dpo.beta=2.5")
+    assert left_open.nodes["dpo[1]"].settings["beta"] == 2.5 and not _changed(left_open, given)
+    assert not _changed(_plan(), _plan("dpo.beta=null"))
+
+
 def test_held_out_pairs_can_be_left_out() -> None:
     plan = _plan("dpo.held_out_pairs=0")
     assert not any(name.startswith("heldout") for name in plan.nodes)

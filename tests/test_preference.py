@@ -177,6 +177,33 @@ def test_the_annotate_and_pairs_stages_run_on_it(trained, make_spec, tmp_path, t
         assert row["chosen"]["text"].endswith("good") and row["rejected"]["text"].endswith("bad")
 
 
+def test_a_comparison_is_computed_once_for_all_runs(trained, make_spec, tmp_path):
+    """Either order by itself, whoever asks; other weights, another limit or another answer find nothing."""
+    generations = tmp_path / "generations"
+    generations.mkdir()
+    texts = ["one bad", "two good", "three bad", "four good"]
+    row = {"prompt_id": "p", "messages": [{"role": "user", "content": "Question 7"}], "prompt_token_ids": [1]}
+    write_jsonl(generations / "shard-00000.jsonl", [row | {"samples": [answer(text) for text in texts]}])
+    settings = {"scorer": "pairwise", "max_length": 160, "dtype": "auto", "tournament": "round_robin", "seed": 0}
+
+    def annotated(name: str, checkpoint: Path = trained.file("checkpoint"), **changes: str | int) -> tuple[dict, list]:
+        stage = opened(make_spec(name, settings | changes, {"generations": generations, "scorer": checkpoint}))
+        return annotate(stage), read_rows(stage.work / "shard-00000.jsonl")
+
+    metrics, rows = annotated("first")
+    assert (metrics["comparisons"], metrics["cache_hits"]) == (6, 0) and metrics["tokens_per_second"] > 0
+    again, same = annotated("second")
+    assert (again["comparisons"], again["cache_hits"]) == (6, 12) and same == rows
+    assert "tokens_per_second" not in again, "a forward pass was run"
+    knocked, _ = annotated("third", tournament="knockout")
+    assert knocked["cache_hits"] == 2 * knocked["comparisons"] and "tokens_per_second" not in knocked
+    other = copy_of(trained, tmp_path / "other")
+    (other / "config.json").write_text((other / "config.json").read_text() + " ")  # another fingerprint
+    assert annotated("fourth", other)[0]["cache_hits"] == annotated("fifth", max_length=159)[0]["cache_hits"] == 0
+    write_jsonl(generations / "shard-00000.jsonl", [row | {"samples": [answer(text) for text in [*texts[:3], "new good"]]}])
+    assert annotated("sixth")[0]["cache_hits"] == 6, "the three comparisons without the new answer, in both orders"
+
+
 def answer(text: str) -> dict:
     return {"text": text, "token_ids": list(text.encode()), "finish_reason": "stop", "temperature": 1.0, "seed": 0}
 

@@ -1,6 +1,5 @@
 """The registry keeps what was committed, whatever dies, on SQLite and on PostgreSQL."""
 
-import math
 import os
 import shutil
 import signal
@@ -244,6 +243,34 @@ def test_a_reader_is_not_blocked_by_a_writer_and_sees_no_half_of_it(opened: Regi
     assert count(opened, models.Run) == 1
 
 
+def test_a_reader_sees_one_moment_until_it_ends(opened: Registry):
+    add_run(opened, "before")
+    with opened.read() as session:
+        assert session.scalar(select(func.count(models.Run.id))) == 1
+        add_run(opened, "meanwhile")
+        assert session.scalars(select(models.Run.name)).all() == ["before"]
+        session.rollback()
+        assert session.scalar(select(func.count(models.Run.id))) == 2
+    assert count(opened, models.Run) == 2
+
+
+def test_a_reader_whose_connection_died_comes_back_as_it_was(postgres_url: str):
+    opened = Registry.open(postgres_url)
+    add_run(opened, "before")
+    with opened.read() as session:
+        pid = session.scalar(text("SELECT pg_backend_pid()"))
+    with opened.write() as session:
+        assert session.scalar(text("SELECT pg_terminate_backend(:pid, 5000)"), {"pid": pid})
+        assert session.scalar(text("SHOW transaction_isolation")) == "read committed", "writers wait for each other's rows"
+    with opened.read() as session:
+        assert session.scalar(text("SELECT pg_backend_pid()")) != pid
+        assert session.scalar(text("SHOW transaction_isolation")) == "repeatable read"
+        assert session.scalar(text("SHOW transaction_read_only")) == "on"
+        add_run(opened, "meanwhile")
+        assert session.scalars(select(models.Run.name)).all() == ["before"]
+    opened.close()
+
+
 def test_a_registry_at_rest_is_read_from_a_read_only_folder(registry: Registry, tmp_path: Path):
     add_run(registry)
     registry.close()
@@ -354,23 +381,6 @@ def test_times_come_back_in_utc(opened: Registry):
     assert run.heartbeat_at == there and run.heartbeat_at.tzinfo is UTC and run.finished_at is None
     with pytest.raises(StatementError, match="no timezone"), opened.write() as session:
         upsert(session, models.Run, {"name": "a"}, RUN | {"heartbeat_at": datetime(2024, 5, 13)})
-
-
-def test_what_models_and_diverged_trainings_produce_can_be_stored(opened: Registry):
-    with opened.write() as session:
-        recipe = {"loss": math.nan, "nested": [1.5, math.inf], "text": "nul \x00 stays"}
-        run = upsert(session, models.Run, {"name": "a"}, RUN | {"recipe": recipe, "error": "bad \x00 and \ud83d, good 😀"})
-        stage = {"run_id": run.id, "name": "dpo[1]"}
-        stage = upsert(session, models.StageRun, stage, {"program": "train.dpo", "key": "k", "status": "done"})
-        points = [
-            {"stage_id": stage.id, "metric": "loss", "step": i, "value": v} for i, v in enumerate((0.5, math.nan, -math.inf))
-        ]
-        insert_ignore(session, models.Curve, points, ["stage_id", "metric", "step"])
-    with opened.read() as session:
-        run = session.scalars(select(models.Run)).one()
-        assert run.error == "bad \ufffd and \ufffd, good 😀"
-        assert run.recipe == {"loss": None, "nested": [1.5, None], "text": "nul \x00 stays"}
-        assert session.scalars(select(models.Curve.value).order_by(models.Curve.step)).all() == [0.5, None, None]
 
 
 def test_a_complete_answer_set_knows_the_mean_length_of_its_answers(opened: Registry):

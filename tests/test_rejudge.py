@@ -8,18 +8,21 @@ import sys
 import pytest
 from sqlalchemy import select
 
-from core.errors import StageFailed
+from core.errors import JudgeError, MissingInput, StageFailed
 from db.models import AnswerSet, Evaluation, Judgment, Run, Score, StageRun
 from db.registry import Registry
 from evals import records
 from evals.benchmark import BENCHMARKS
 from harness import workflow
+from harness.commands import find_judge
+from harness.judging import judge_specs
 from harness.plan import Inputs, Ref, build_evaluation, build_plan
 from harness.recipe import Evaluate
 from harness.recipe_file import load_recipe
 from harness.resolve import resolve_benchmarks, resolve_checkpoint
 from tests.conftest import ROOT
 from tests.judge_stage import CERTAIN
+from tests.sample_registry import Sample
 from tests.scripted_judge import ScriptedJudgeServer, fails, says
 
 
@@ -179,3 +182,12 @@ def test_training_stops_with_its_judge_otherwise():
     plan, runner = _quickstart("stop"), _Ensured()
     with pytest.raises(StageFailed, match="the judge is away"):
         workflow._make(runner, plan, 0, {})
+
+
+@pytest.mark.parametrize("wildcard", ["%", "_"])
+def test_a_wildcard_is_no_start_of_a_fingerprint(registry, wildcard):
+    Sample(registry).checkpoint("gold", "gold_reward")
+    with pytest.raises(MissingInput, match="neither a run nor a checkpoint"):
+        list(judge_specs(registry, wildcard))
+    with pytest.raises(JudgeError, match="names 0 reward models"):
+        find_judge(registry, wildcard, None)

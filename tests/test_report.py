@@ -4,6 +4,7 @@ import csv
 import io
 import json
 import re
+from types import SimpleNamespace
 
 import pytest
 from hypothesis import given
@@ -14,11 +15,15 @@ from dashboard import format as f
 from dashboard.ranking import board, letters
 from db import views
 from db.leaderboard import Row
+from db.models import Evaluation
 from db.registry import Registry
-from harness import report
+from evals.comparison import compare
+from evals.paired import Compared
+from harness import comparing, report
+from harness.console import BarReporter, Reporter
 from tests.sample_registry import SCORES, STARTER, Sample, fill
 
-HOSTILE = "=cmd|' /C calc'!A0 \x1b[31mred\u202e<img src=x onerror=alert(1)> ![x](http://evil.example/a.png) | `b` \n# head"
+HOSTILE = "=cmd|' /C calc'!A0 \x1b[31mred\u202e<img src=x onerror=alert(1)> ![x](http://evil.example/a) | `b` \n# head"
 
 
 def read(registry: Registry, run: str | None = None) -> list[Row]:
@@ -40,7 +45,7 @@ def rows_of(text: str) -> list[dict[str, str]]:
 def test_the_terminal_table_shows_every_score_with_its_interval(registry: Registry, width: int) -> None:
     fill(registry)
     rows = read(registry)
-    text = printed(report.Leaderboard(rows), width)
+    text = printed(report.Leaderboard(board(rows)), width)
     assert [row.kind for row in rows] == ["base", "sft", "iteration", "iteration"]
     for row in rows:
         for name, cell in row.cells.items():
@@ -58,16 +63,48 @@ def test_no_name_reaches_the_terminal_with_its_control_characters(registry: Regi
     sample.stage(run, HOSTILE, "failed", error=HOSTILE, log=HOSTILE)
     with registry.read() as session:
         state = views.run_status(session, HOSTILE)
-    text = printed(report.Leaderboard(read(registry))) + printed(report.status_table(state))
+    text = printed(report.Leaderboard(board(read(registry)))) + printed(report.status_table(state))
     assert "calc" in text
     assert not {"\x1b", "\u202e", "\r"} & set(text)
+
+
+@pytest.mark.parametrize("name", ["org/model[/x]", "run[sft]", ":smile:", HOSTILE])
+def test_a_comparison_prints_names_as_they_are(name: str) -> None:
+    values = {"1": 1.0, "2": 0.0}
+    found = Compared(name, "b", compare({name: (values, values)}, {name: "percent"}), {f"{name} too": name})
+    text = printed(comparing.as_table(found), 400)
+    assert f.plain(f"{name} against b") in text and text.count(f.plain(name)) == 4
+    assert not {"\x1b", "\u202e"} & set(text)
+
+
+def test_a_stage_is_reported_under_its_whole_name(capsys: pytest.CaptureFixture[str]) -> None:
+    node = SimpleNamespace(name="answer[sft]")
+    reporter = Reporter()
+    reporter.plan(SimpleNamespace(title="x[/y] :smile:", nodes={"a": node}))
+    reporter.started(node)
+    reporter.progress(node, 1, 2, "[/x]")
+    reporter.failed(node, "")
+    plan, started, progress, failed = capsys.readouterr().out.splitlines()
+    assert plan == "x[/y] :smile:: 1 stages"
+    assert (started, progress, failed) == ("  answer[sft] ...", "  answer[sft]: 1/2 [/x]", "  answer[sft]: failed")
+
+
+def test_a_bar_stands_under_the_stage_s_whole_name() -> None:
+    node, reporter = SimpleNamespace(name="answer[sft]"), BarReporter()
+    try:
+        reporter.started(node)
+        reporter.progress(node, 1, 2, "[/x]")
+        text = printed(reporter._bars.get_renderable())
+    finally:
+        reporter.close()
+    assert "answer[sft]" in text and "1/2 [/x]" in text
 
 
 def test_csv_keeps_numbers_and_disarms_formulas(registry: Registry) -> None:
     sample = fill(registry)
     sample.score(sample.checkpoint(HOSTILE, "third_party"), "human_eval", 12.5, version="@SUM(A1)")
     rows = read(registry)
-    lines = rows_of(report.to_csv(rows))
+    lines = rows_of(report.to_csv(board(rows)))
     assert [float(line["held_out_reward"]) for line in lines[:4]] == list(SCORES["held_out_reward"][-1])
     assert lines[0]["held_out_reward"] == "-0.61"
     assert lines[-1]["checkpoint"] == "'" + HOSTILE
@@ -81,7 +118,7 @@ def test_csv_of_an_absent_or_withheld_score_is_empty(registry: Registry) -> None
     sample = Sample(registry)
     sample.score(sample.checkpoint("a", "base"), "human_eval", None, n_failed=3)
     sample.score(sample.checkpoint("b", "base"), "truthful_qa", 40.0)
-    first, second = rows_of(report.to_csv(read(registry)))
+    first, second = rows_of(report.to_csv(board(read(registry))))
     assert (first["human_eval"], first["human_eval_n_failed"], first["truthful_qa"]) == ("", "3", "")
     assert (second["human_eval"], second["truthful_qa"]) == ("", "40.0")
 
@@ -89,7 +126,7 @@ def test_csv_of_an_absent_or_withheld_score_is_empty(registry: Registry) -> None
 def test_a_name_cannot_break_out_of_its_markdown_cell(registry: Registry) -> None:
     sample = fill(registry)
     sample.score(sample.checkpoint(HOSTILE, "third_party"), "human_eval", 12.5)
-    table = report.to_markdown(read(registry)).split("\n\n")[0].splitlines()
+    table = report.to_markdown(board(read(registry))).split("\n\n")[0].splitlines()
     bars = [len(re.findall(r"(?<!\\)\|", line)) for line in table]
     assert len(table) == 2 + 5 and len(set(bars)) == 1
     assert r"\<img" in table[-1] and r"\!\[x\](" in table[-1] and "\x1b" not in table[-1]
@@ -98,7 +135,7 @@ def test_a_name_cannot_break_out_of_its_markdown_cell(registry: Registry) -> Non
 def test_json_holds_every_cell_and_says_what_it_is(registry: Registry) -> None:
     fill(registry)
     rows = read(registry)
-    found = json.loads(json.dumps(report.to_json(rows)))
+    found = json.loads(json.dumps(report.to_json(board(rows))))
     assert [row["checkpoint"] for row in found] == [row.name for row in rows]
     for row, record in zip(rows, found, strict=True):
         assert set(record["scores"]) == set(row.cells) == set(SCORES)
@@ -109,9 +146,9 @@ def test_json_holds_every_cell_and_says_what_it_is(registry: Registry) -> None:
 
 
 def test_no_rows_give_an_empty_export_with_its_header() -> None:
-    assert report.to_json([]) == []
-    assert report.to_csv([]).startswith("checkpoint,kind,")
-    assert report.to_markdown([]).startswith("| Checkpoint |")
+    assert report.to_json(board([])) == []
+    assert report.to_csv(board([])).startswith("checkpoint,kind,")
+    assert report.to_markdown(board([])).startswith("| Checkpoint |")
 
 
 def test_scores_of_different_judge_data_or_settings_are_never_ranked_together(registry: Registry) -> None:
@@ -128,6 +165,18 @@ def test_scores_of_different_judge_data_or_settings_are_never_ranked_together(re
     assert table.sections[0].group.version == "official@abc", "the real benchmark stands before the starter set"
     assert table.sections[-1].group is None and table.sections[-1].lines[0].rank is None
     assert {table.letter(line.cells["alpaca_eval"]) for line in table.lines if line.cells} == {"a", "b", "c", "d"}
+
+
+def test_what_is_said_of_columns_that_are_left_out_is_left_out_too(registry: Registry) -> None:
+    sample = fill(registry)
+    sample.score(sample.checkpoint("other", "third_party"), "alpaca_eval", 50.0, judge="gpt")
+    with registry.write() as session:
+        session.get_one(Evaluation, 1).flags = [{"flag": "canary", "reason": "constant"}]
+    rows = read(registry)
+    whole, part = board(rows), board(rows, columns=["mt_bench"])
+    for said in ("different letters", "flagged", "AlpacaEval"):
+        assert said in report.to_markdown(whole) and said not in report.to_markdown(part)
+    assert {name for record in report.to_json(part) for name in record["scores"]} == {"mt_bench"}
 
 
 def test_two_metrics_of_one_group_are_ranked_apart(registry: Registry, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -7,7 +7,7 @@ from sqlalchemy import select, text
 
 from core.errors import RegistryError
 from db import samples
-from db.models import Answer, Judgment
+from db.models import Answer, Evaluation, Judge, Judgment, now
 from db.registry import VERSION_TABLE, Registry, head
 from tests.sample_registry import Sample, fill
 from tests.test_dashboard import HOSTILE, TAGS, app, shown, words  # noqa: F401  (app is a fixture)
@@ -150,16 +150,56 @@ def test_the_compare_page_says_what_changed_and_where(app, filled: Registry):  #
     assert 'href="samples?evaluation=19&amp;sample=' in html
 
 
+def test_the_page_stays_with_the_evaluation_of_its_address(app, registry: Registry):  # noqa: F811
+    """Two that differ in their settings, two in their judge's prompt: nothing that a reader sees of them differs."""
+    sample = Sample(registry)
+    checkpoint = sample.checkpoint("a", "third_party")
+    for limit in (4, 5):
+        sample.score(checkpoint, "alpaca_eval", 50.0, limit=limit)
+    with registry.write() as session:
+        twin = Judge(key="another prompt", name="gold reward model", kind="reward_model", config={})
+        session.add(twin)
+        session.flush()
+        session.add(Evaluation(key="twin", answer_set_id=2, judge_id=twin.id, status="complete", finished_at=now()))
+    for evaluation in ("1", "2", "3"):
+        test = app("samples", registry, evaluation=evaluation)
+        test.text_input(key="q").set_value("answer").run()
+        assert test.query_params["evaluation"] == evaluation and test.query_params["q"] == "answer"
+    options = test.selectbox[1].options
+    assert len(set(options)) == 3
+    test.selectbox[1].set_value(next(label for label in options if "#2" in label)).run()
+    assert test.query_params["evaluation"] == "2" and not test.exception
+
+
+def test_another_evaluation_keeps_the_filters_that_it_knows(app, filled: Registry):  # noqa: F811
+    with filled.write() as session:
+        for answer in session.scalars(select(Answer).where(Answer.answer_set_id == 1)):
+            answer.category = "maths" if answer.id % 2 else "law"
+    test = app("samples", filled, evaluation="1", after="10")
+    test.selectbox(key="outcome").set_value("better").run()
+    test.selectbox(key="category").set_value("law").run()
+    test.text_input(key="q").set_value("answer").run()
+    test.selectbox[1].set_value(next(label for label in test.selectbox[1].options if label.startswith("MT-Bench"))).run()
+    assert not test.exception and "after" not in test.query_params and test.query_params["evaluation"] == "3"
+    assert test.selectbox(key="outcome").value == "all" and test.text_input(key="q").value == "answer"
+
+
+@pytest.mark.parametrize("typed", ["²", "-1", "1e3", "9" * 19])
+def test_a_number_in_the_address_that_is_none_is_ignored(app, filled: Registry, typed: str):  # noqa: F811
+    test = app("samples", filled, evaluation=typed, sample=typed, after=typed)
+    assert test.query_params["evaluation"] == "19" and "q0 " in words(shown(test))
+
+
 def test_hostile_answers_stay_text(app, registry: Registry):  # noqa: F811
     sample, everything = Sample(registry), " ".join(HOSTILE)
-    for name in ("a", everything):
-        sample.score(sample.checkpoint(name, "third_party"), "alpaca_eval", 50.0, version=everything)
+    for name in ("a", everything[:300]):
+        sample.score(sample.checkpoint(name, "third_party"), "alpaca_eval", 50.0, version=HOSTILE[1])
     with registry.write() as session:
         for evaluation in (1, 2):
             for payload in (everything, *HOSTILE):
-                session.add(Answer(answer_set_id=evaluation, question_id=payload, prompt=payload, text=payload))
+                session.add(Answer(answer_set_id=evaluation, question_id=payload[:200], prompt=payload, text=payload))
                 raw = {"replies": [{"text": payload}], "code": payload, payload: payload}
-                verdict = {"question_id": payload, "value": float(evaluation - 1), "raw": raw, "error": payload}
+                verdict = {"question_id": payload[:200], "value": float(evaluation - 1), "raw": raw, "error": payload}
                 session.add(Judgment(evaluation_id=evaluation, **verdict))
     for page, query in (("samples", {}), ("samples", {"evaluation": "1", "sample": "1"}), ("compare", {})):
         html = shown(app(page, registry, **query))

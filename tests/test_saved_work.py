@@ -2,21 +2,26 @@
 
 import csv
 import gzip
+import io
 import json
 from pathlib import Path
 
 import pytest
+from rich.console import Console
 from sqlalchemy import func, select
 from typer.testing import CliRunner
 
-from core.errors import HarnessError, MissingInput, RecipeError
+from core.errors import HarnessError, MissingInput, RecipeError, RegistryError
 from db.models import Answer, AnswerSet, Checkpoint, Evaluation, Judgment
 from db.registry import Registry
-from evals.benchmark import Question
-from evals.formats.saved import SavedAnswer
+from evals.benchmark import Question, ScoreRow
+from evals.formats.saved import SavedAnswer, SavedEvaluation
+from harness import saved_work
 from harness.cli import app
 from harness.importing import align
 from tests.scripted_judge import ScriptedJudgeServer, says
+
+pytest_plugins = ["tests.postgres"]
 
 
 def run(*arguments: str) -> str:
@@ -81,6 +86,35 @@ def test_an_imported_evaluation_is_recorded_once_with_its_source(registry: Regis
         assert evaluation.provenance["files"][0]["name"] == claude.name and len(evaluation.provenance["files"][0]["sha256"]) == 64
     rows = json.loads(run("leaderboard", "--json", "--db", registry.url))
     assert "28." in json.dumps(rows) and "claude-2" in json.dumps(rows)
+
+
+def games(folder: Path, question: str, model: str) -> Path:
+    """FastChat's file of one question's two games in two turns, between `a` and a model."""
+    row = {"question_id": question, "model_1": "a", "model_2": model, "g1_winner": "model_1", "g2_winner": "model_1"}
+    path = folder / "model_judgment" / "gpt-4_pair.jsonl"
+    path.parent.mkdir(exist_ok=True)
+    path.write_text("".join(json.dumps(row | {"judge": ["gpt-4", "pair-v2"], "turn": turn}) + "\n" for turn in (1, 2)))
+    return path
+
+
+def test_an_imported_name_cannot_break_the_leaderboard(database_url: str, tmp_path: Path):
+    run("import", "mt_bench", str(games(tmp_path, "81\x00", "b\x00 \ud800")), "--db", database_url)
+    opened = Registry.open(database_url)
+    with opened.read() as session:
+        names = session.scalars(select(Checkpoint.name).order_by(Checkpoint.id)).all()
+        opponents = [set(statistics.get("opponents", ())) for statistics in session.scalars(select(Evaluation.statistics))]
+        questions = set(session.scalars(select(Judgment.question_id)))
+    opened.close()
+    assert names == ["a", "b\ufffd \ufffd"] and {"b\ufffd \ufffd"} in opponents and questions == {"81\ufffd"}
+    shown = json.loads(run("leaderboard", "--json", "--db", database_url))
+    assert [row["checkpoint"] for row in shown] == names
+
+
+def test_an_imported_id_that_is_too_long_is_refused_with_the_fix(database_url: str, tmp_path: Path):
+    path = games(tmp_path, "q" * 201, "b")
+    with pytest.raises(RegistryError, match=r"begins with 'q{40}' has 201 characters and the registry holds 200; shorten it"):
+        CliRunner().invoke(app, ["import", "mt_bench", str(path), "--db", database_url], catch_exceptions=False)
+    assert json.loads(run("leaderboard", "--json", "--db", database_url)) == []
 
 
 def test_exported_files_are_read_back_to_the_same_scores(registry: Registry, claude: Path, tmp_path: Path):
@@ -151,3 +185,15 @@ def test_answers_are_found_by_the_text_of_their_question():
     assert [answer.question_id for answer in found] == ["1", "0"]
     with pytest.raises(MissingInput, match="2 of 2 answers of m belong to no question of b"):
         align([SavedAnswer("0", "x", prompt="Who?"), SavedAnswer("9", "y")], questions, "b", "m")
+
+
+def test_no_name_of_a_stranger_acts_on_the_terminal(tmp_path: Path):
+    name = "m\x1b]0;owned\x07[bold]x"
+    saved = [SavedEvaluation(name, "j", "openai", {}, [ScoreRow("a\x1b[2J", 1.0, None, None, "m", 1, 0)])]
+    console = Console(width=100, file=io.StringIO())
+    console.print(saved_work.as_table("alpaca_eval", saved))
+    assert "m\ufffd]0;owned\ufffd[bold]x" in console.file.getvalue() and "\x1b" not in console.file.getvalue()
+    path = str(games(tmp_path, "81", name))
+    for command in (["rescore", "mt_bench", path], ["import", "mt_bench", path, "--db", f"sqlite:///{tmp_path / 'r.db'}"]):
+        printed = run(*command)
+        assert "\ufffd]0;owned\ufffd[bold]x" in printed.replace("\n", "") and not {"\x1b", "\x07"} & set(printed)

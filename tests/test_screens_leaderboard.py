@@ -1,10 +1,13 @@
 """The leaderboard's controls: each narrows or rearranges the table, and each stands in the URL."""
 
+import csv
+import io
+import json
 import re
 
 import pytest
 
-from db.models import Score
+from db.models import Judge, Score
 from db.registry import Registry
 from tests.sample_registry import Sample, fill
 from tests.test_dashboard import app, shown, words  # noqa: F401  (app is a fixture)
@@ -32,6 +35,27 @@ def beside(registry: Registry, evaluation: int, metric: str, value: float) -> No
         row = Score(evaluation_id=evaluation, metric=metric, value=value, low=value - 2, high=value + 2, n=16, n_failed=0)
         row.method = "percentile bootstrap over questions"
         session.add(row)
+
+
+def again(registry: Registry) -> Sample:
+    """A writer for a registry whose judges are there already."""
+    sample = Sample.__new__(Sample)
+    sample.registry, sample.judges = registry, {"gold": 1, "gpt": 4}
+    return sample
+
+
+@pytest.fixture
+def files(monkeypatch: pytest.MonkeyPatch) -> dict:
+    """Label of a download button -> the function that makes its file, as the last page gave it to the button."""
+    streamlit, found = pytest.importorskip("streamlit", reason="streamlit is not installed"), {}
+    button = streamlit.download_button
+
+    def kept(label, data, *arguments, **options):
+        found[label] = data
+        return button(label, data, *arguments, **options)
+
+    monkeypatch.setattr(streamlit, "download_button", kept)
+    return found
 
 
 @pytest.fixture
@@ -73,8 +97,7 @@ def test_style_control_takes_the_place_of_the_plain_score(app, filled: Registry)
 
 
 def test_one_judge_and_only_what_can_be_compared(app, filled: Registry) -> None:  # noqa: F811
-    sample = Sample.__new__(Sample)
-    sample.registry, sample.judges = filled, {"gpt": 4}
+    sample = again(filled)
     sample.score(sample.checkpoint("other/model", "third_party"), "alpaca_eval", 50.0, judge="gpt")
     every = shown(app("leaderboard", filled))
     assert "Not ranked with those above: another judge." in words(every)
@@ -100,3 +123,46 @@ def test_the_link_to_copy_holds_every_filter(app, filled: Registry) -> None:  # 
 def test_the_notes_lead_to_the_judges_and_not_to_the_sandbox(app, filled: Registry) -> None:  # noqa: F811
     links = re.findall(r'href="judges\?judge=([^"]*)"', shown(app("leaderboard", filled)))
     assert links == ["gold%20reward%20model"]
+
+
+def test_what_is_downloaded_is_what_is_shown(app, filled: Registry, files: dict) -> None:  # noqa: F811
+    sample = again(filled)
+    other = sample.checkpoint("other/model", "third_party")
+    sample.score(other, "alpaca_eval", 11.3)
+    sample.score(other, "alpaca_eval", 93.7, judge="gpt", limit=4)
+    sample.score(other, "mt_bench", 8.76, judge="gpt")
+    test = app("leaderboard", filled, by="AlpacaEval 2")
+    assert "11.3" in table(test) and "8.76" in table(test)
+    select = test.selectbox(key="group-alpaca_eval")
+    test = select.set_value(next(label for label in select.options if "gpt-4.1" in label)).run()
+    html = table(test)
+    assert names(html)[0] == "other/model" and "93.7" in html and "11.3" not in html
+    lines = list(csv.DictReader(io.StringIO(files["CSV"]())))
+    assert [line["checkpoint"] for line in lines] == names(html)
+    assert (lines[0]["alpaca_eval"], lines[0]["alpaca_eval_judge"]) == ("93.7", "gpt-4.1")
+    assert [row["checkpoint"] for row in json.loads(files["JSON"]())] == names(html)
+    for file in files.values():
+        assert "93.7" in file() and "11.3" not in file()
+
+    html = table(app("leaderboard", filled, by="AlpacaEval 2", comparable="true"))
+    assert "other/model" in html and "8.76" not in html
+    for file in files.values():
+        assert "11.3" in file() and "8.76" not in file()
+    html = table(app("leaderboard", filled, columns=["AlpacaEval 2"]))
+    assert "MT-Bench" not in html and set(json.loads(files["JSON"]())[0]["scores"]) == {"alpaca_eval"}
+
+
+def test_groups_that_differ_in_the_judge_s_prompt_alone_can_each_be_chosen(app, filled: Registry) -> None:  # noqa: F811
+    with filled.write() as session:
+        twin = Judge(key="another prompt", name="gpt-4.1", kind="openai", config={})
+        session.add(twin)
+    sample = again(filled)
+    sample.judges["twin"] = twin.id
+    for name, judge in (("one/model", "gpt"), ("two/model", "twin")):
+        sample.score(sample.checkpoint(name, "third_party"), "alpaca_eval", 50.0, judge=judge)
+    test = app("leaderboard", filled, by="AlpacaEval 2")
+    first = set()
+    for label in test.selectbox(key="group-alpaca_eval").options:
+        chosen = app("leaderboard", filled, **{"by": "AlpacaEval 2", "group-alpaca_eval": label})
+        first.add(names(table(chosen))[0])
+    assert first == {"quickstart/iter-2", "one/model", "two/model"}

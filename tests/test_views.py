@@ -219,6 +219,17 @@ def test_reward_and_answer_length_stand_in_the_row(opened: Registry, writer: Wri
     assert (row.held_out_reward, row.answer_tokens) == (1.25, 450.0)
 
 
+def test_the_length_of_answers_is_the_same_whichever_metrics_are_shown(opened: Registry, writer: Writer):
+    policy = writer.checkpoint("policy")
+    for metric in ("length_controlled_winrate", "win_rate"):
+        writer.score(
+            policy, 40.0, benchmark="alpaca_eval", questions=300, tokens=500.0, metric=metric, headline=metric != "win_rate"
+        )
+    writer.score(policy, 8.0, benchmark="mt_bench", questions=100, tokens=100.0)
+    (row,) = board(opened, metrics=["alpaca_eval/win_rate"])
+    assert "alpaca_eval/win_rate" in row.cells and row.answer_tokens == board(opened)[0].answer_tokens == 400.0
+
+
 def test_the_number_of_queries_does_not_grow_with_the_registry(registry: Registry):
     writer, statements = Writer(registry), []
     event.listen(registry._reader, "before_cursor_execute", lambda *arguments: statements.append(arguments[2]))

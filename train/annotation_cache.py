@@ -1,7 +1,8 @@
-"""What annotation has paid for once: rewards by weights and token ids, and a judge's replies by what was asked.
+"""What annotation has paid for once: rewards and comparisons by weights and token ids, and a judge's replies by what was asked.
 
-One SQLite file beside the artifact store (HARNESS_HOME/cache/annotations.db), shared by all runs. A reward's key is a hash
-of scorer kind, checkpoint fingerprint, dtype, max_length and token ids, so that it never answers for other weights. Any
+One SQLite file beside the artifact store (HARNESS_HOME/cache/annotations.db), shared by all runs. The key of a reward (of a
+comparison's probability in one order, of a log-probability) is a hash of scorer kind, checkpoint fingerprint, dtype,
+max_length and the token ids of all that was read, so that it never answers for other weights, texts or templates. Any
 number of processes may read and write: a row is written once, and whoever comes second writes nothing. SQLite's rollback
 journal, not WAL: it also holds on network file systems that lock.
 """

@@ -67,9 +67,9 @@ def make_annotator(spec: Spec, member: dict[str, Any]) -> Annotator:
         dtype=member.get("dtype", "auto"),
         resources=spec.resources,
     )
+    annotator: ScoreAnnotator | RankAnnotator = ScoreAnnotator(scorer)
     if hasattr(scorer, "rank"):
-        return RankAnnotator(scorer, {key: member[key] for key in ("tournament", "seed") if key in member})
-    annotator = ScoreAnnotator(scorer)
+        annotator = RankAnnotator(scorer, {key: member[key] for key in ("tournament", "seed") if key in member})
     if given and hasattr(scorer, "identity"):
         dtype = DTYPES[member.get("dtype", "auto")]
         scorer.identity = reward_identity(member["scorer"], given["fingerprint"], dtype, member["max_length"])
@@ -108,7 +108,13 @@ class RankAnnotator:
 
     def __init__(self, scorer: Any, options: dict[str, Any]):
         self.scorer, self.options = scorer, options
-        self.counts = {"comparisons": 0}
+        self.cache: RewardCache | None = None
+        self.comparisons = 0
+
+    @property
+    def counts(self) -> dict[str, int]:
+        """A comparison is two probabilities, one an order: `cache_hits` counts those."""
+        return {"comparisons": self.comparisons} | ({"cache_hits": self.cache.hits} if self.cache else {})
 
     def annotate(self, generations: Rows) -> Rows:
         answered = [row for row in generations if row["samples"]]
@@ -117,7 +123,7 @@ class RankAnnotator:
         cut = iter(self.scorer.truncated)
         of_prompt = {}
         for row, ranking in zip(answered, rankings, strict=True):
-            self.counts["comparisons"] += len(ranking.comparisons)
+            self.comparisons += len(ranking.comparisons)
             truncated = sum(islice(cut, len(row["samples"])))
             of_prompt[row["prompt_id"]] = annotation(row, ranking.scores, truncated) | compared(ranking)
         return [of_prompt.get(row["prompt_id"], annotation(row, [])) for row in generations]

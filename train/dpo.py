@@ -27,6 +27,7 @@ from train.lora import lora_config
 from train.losses import dpo_losses, find_loss
 from train.optimisation import load_dtype, prepare_process, require_training_space, training_arguments
 from train.performance import training_speed
+from train.standstill import standstill
 
 # Final accuracy, margin and KL are means over this last share of the steps: the whole run would mix in its beginning.
 _LAST_SHARE = 0.25
@@ -80,14 +81,19 @@ def join_reference(
 
 
 def of_pair(pair: dict[str, Any], needs: frozenset[str]) -> dict[str, float]:
-    """The columns chosen_rewards, rejected_rewards, chosen_win_rates, rejected_win_rates, as far as the loss needs them."""
+    """The columns chosen_rewards, rejected_rewards, chosen_win_rates, rejected_win_rates, as far as the loss needs them.
+
+    Rewards are the penalised scores by which the pair was chosen; raw ones would turn it round in a loss that is symmetric in
+    its answers. Pairs written before there were scores have the win rates of raw rewards: they are refused too.
+    """
     columns = {}
-    for need, key in (("rewards", "reward"), ("win_rates", "win_rate")):
+    for need, key in (("rewards", "score"), ("win_rates", "win_rate")):
         if need not in needs:
             continue
         for side in ("chosen", "rejected"):
-            if pair[side].get(key) is None:
-                raise RecipeError(f"Prompt {pair['prompt_id']}'s pair has no {key}; run the pairs stage again to have it.")
+            lacking = [name for name in ("score", key) if pair[side].get(name) is None]
+            if lacking:
+                raise RecipeError(f"Prompt {pair['prompt_id']}'s pair has no {lacking[0]}; run the pairs stage again to have it.")
             columns[f"{side}_{need}"] = pair[side][key]
     return columns
 
@@ -145,6 +151,8 @@ def run(stage: Stage) -> dict[str, Any]:
     if not stage.is_main:
         return {}
     finish(stage)
+    if warning := standstill(trained.history, settings):
+        stage.message(warning)
     metrics = {
         "train_loss": mean_of(trained.history, "loss"),
         "reward_accuracy": mean_of(trained.history, "rewards/accuracies", _LAST_SHARE),

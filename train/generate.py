@@ -85,11 +85,13 @@ def run(stage: Stage) -> dict[str, Any]:
             rows = finished_shard(shard_path(part.folder, i), ids[i])
             begun += sum(len(row["samples"]) for row in rows or [])
             jobs += [] if rows is not None else [i]
-        speed.workers = max(1, min(processes, len(jobs)))
-        if jobs and processes == len(parts) == 1:
+        if not jobs:
+            continue
+        speed.workers = min(processes, len(jobs))
+        if processes == len(parts) == 1:
             for sampled in generate_shards(stage.spec, part, iter(jobs)):
                 done(sampled)
-        elif jobs:  # only the end of a process surely gives an engine's memory back
+        else:  # only the end of a process surely gives an engine's memory back
             workers = layout(processes, resources.get("tensor_parallel", 1), resources.get("threads"))
             run_workers(generate_shards, (stage.spec, part), jobs, workers, done)
     for i in missing:
@@ -101,7 +103,7 @@ def run(stage: Stage) -> dict[str, Any]:
     check_complete(stage.work, ids, settings)
     stage.progress(total, total, "samples")
     generated = [row for i in missing for row in read_rows(shard_path(stage.work, i))] if speed.seconds else []
-    return counts.metrics() | measured_speed(stage, generated, speed, processes)
+    return counts.metrics() | measured_speed(stage, generated, speed)
 
 
 def prompt_shards(spec: Spec) -> list[list[dict[str, Any]]]:
@@ -277,7 +279,7 @@ class Counts:
         return dict(vars(self))
 
 
-def measured_speed(stage: Stage, rows: list[dict[str, Any]], speed: "Speed", processes: int) -> dict[str, Any]:
+def measured_speed(stage: Stage, rows: list[dict[str, Any]], speed: "Speed") -> dict[str, Any]:
     """tokens_per_second (generated), limit_share and limit; None each where nothing was generated. `rows`: what was."""
     if not speed.seconds:
         return {"tokens_per_second": None, "limit_share": None, "limit": None}
@@ -286,7 +288,7 @@ def measured_speed(stage: Stage, rows: list[dict[str, Any]], speed: "Speed", pro
     checkpoint, on_gpu = stage.input("policy"), torch.cuda.is_available()
     dtype = resolve_dtype(stage.settings.get("dtype", "auto"), checkpoint, on_gpu)
     lengths = [(len(row["prompt_token_ids"]), [len(sample["token_ids"]) for sample in row["samples"]]) for row in rows]
-    devices = processes * stage.spec.resources.get("tensor_parallel", 1) if on_gpu else 1
+    devices = speed.workers * stage.spec.resources.get("tensor_parallel", 1) if on_gpu else 1
     # Of the samples of these rows some may be from before a resume.
     share = speed.tokens / max(1, sum(sum(answers) for _, answers in lengths))
     return generation_speed(checkpoint, lengths, share, speed.seconds, dtype, devices)
@@ -296,7 +298,9 @@ class Speed:
     """Generated tokens over the seconds in which engines generated, model loading excluded; of parallel workers, the sum."""
 
     def __init__(self) -> None:
-        self.samples, self.tokens, self.seconds, self.workers = 0, 0, 0.0, 1
+        self.samples, self.tokens, self.seconds = 0, 0, 0.0
+        self.workers = 1
+        """Engines at work: never more than there are shards."""
 
     def add(self, sampled: Sampled) -> None:
         self.samples += sampled.samples

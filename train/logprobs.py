@@ -9,6 +9,9 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from torch import Tensor
 
+_POSITIONS = 256
+"""Positions whose softmax over the vocabulary is held in float32 at once: twice 131 MB for 128,256 tokens."""
+
 
 def truncated_pair(row: dict[str, Any], max_length: int) -> tuple[list[int], list[int], list[int]] | str:
     """Prompt, chosen and rejected ids of a pair, each sequence cut at its end to `max_length` tokens, or why it is dropped.
@@ -30,7 +33,8 @@ def truncated_pair(row: dict[str, Any], max_length: int) -> tuple[list[int], lis
 def response_logprobs(model: Any, prompts: list[list[int]], responses: list[list[int]]) -> "Tensor":
     """Summed log-probability (nats, float32, shape [n]) of each response given its prompt; no gradient.
 
-    `model`: a causal language model in eval mode. Sequences are right-padded; the softmax is taken in float32.
+    `model`: a causal language model in eval mode. Sequences are right-padded; the softmax is taken in float32, of a few
+    positions at a time: that of all would be larger than the logits.
     """
     import torch
 
@@ -47,8 +51,12 @@ def response_logprobs(model: Any, prompts: list[list[int]], responses: list[list
     with torch.no_grad():
         logits = model(input_ids=input_ids, attention_mask=mask, use_cache=False).logits
         for k, (prompt, response) in enumerate(zip(prompts, responses, strict=True)):
-            # The logits at position t predict token t + 1. One row at a time: a float32 copy of all would be large.
-            start, end = len(prompt) - 1, len(prompt) + len(response) - 1
-            log_softmax = torch.log_softmax(logits[k, start:end].float(), dim=-1)
-            sums.append(log_softmax.gather(1, input_ids[k, start + 1 : end + 1, None]).sum())
+            # The logits at position t predict token t + 1.
+            begin, end = len(prompt) - 1, len(prompt) + len(response) - 1
+            found = []
+            for start in range(begin, end, _POSITIONS):
+                stop = min(start + _POSITIONS, end)
+                log_softmax = torch.log_softmax(logits[k, start:stop].float(), dim=-1)
+                found.append(log_softmax.gather(1, input_ids[k, start + 1 : stop + 1, None]))
+            sums.append(torch.cat(found).sum())
     return torch.stack(sums).cpu()

@@ -2,6 +2,7 @@
 
     dpo_losses("sigmoid", 0.1)        # trl's loss types and weights
     find_loss("simpo").options        # {"simpo_gamma": 1.375}: its recipe keys and their defaults
+    default_beta("simpo")             # 2.5: beta where the recipe sets none
 
 A loss of your own is a `PairLoss` declared under the entry-point group `harness.losses`.
 """
@@ -34,6 +35,11 @@ TRL_LOSSES = (
 )
 # Those of them that read label_smoothing themselves; for sigmoid see `dpo_losses`.
 _SMOOTHED = ("robust", "exo_pair", "aot", "aot_unpaired")
+# Those of them whose reference is the policy that answered: SPPO with preferences that are certain (arXiv 2405.00675).
+_ON_POLICY = ("sppo_hard",)
+
+DPO_BETA = 0.1
+"""beta of RLHF Workflow (section 3.3) and of trl's DPOConfig, whichever loss it computes."""
 
 NEEDS = ("rewards", "win_rates", "previous", "weights")
 """What a loss may ask for beyond log-probabilities and lengths: fields of `PairBatch`."""
@@ -50,20 +56,25 @@ class PairLoss:
     """A subset of `NEEDS`."""
     on_policy: bool = False
     """Whether its log-ratio is to the policy that answered: then `reference.policy` must be `previous`."""
+    beta: float = DPO_BETA
+    """Where the recipe sets none."""
 
 
 LOSSES: dict[str, PairLoss] = {
-    # gamma / beta = 0.55 at beta 2.5: princeton-nlp/SimPO, README, Llama-3-Instruct.
-    "simpo": PairLoss(ours.simpo, {"simpo_gamma": 1.375}),
+    # beta 2.5 and gamma / beta = 0.55: princeton-nlp/SimPO, README, Llama-3-Instruct.
+    "simpo": PairLoss(ours.simpo, {"simpo_gamma": 1.375}, beta=2.5),
     # The paper and its successors tune alpha from 0.005 to 1: there is no default to rely on.
     "rdpo": PairLoss(ours.rdpo, {"rdpo_alpha": None}),
-    # alpha = 1 in the experiments of arXiv 2404.19733.
+    # alpha = 1 and beta = 0.1 in the experiments of arXiv 2404.19733.
     "dpo_nll": PairLoss(ours.dpo_nll, {"nll_weight": 1.0}),
-    "sppo": PairLoss(ours.sppo, needs=frozenset({"win_rates"}), on_policy=True),
+    # eta = 1000 in the experiments of arXiv 2405.00675.
+    "sppo": PairLoss(ours.sppo, needs=frozenset({"win_rates"}), on_policy=True, beta=0.001),
     # tau = eta / 3 in the experiments of arXiv 2407.00617, with eta = beta = 0.005.
-    "inpo": PairLoss(ours.inpo, {"inpo_ratio": 1 / 3}, frozenset({"previous"})),
-    "rebel": PairLoss(ours.rebel, needs=frozenset({"rewards"}), on_policy=True),
-    "wpo": PairLoss(ours.wpo, needs=frozenset({"weights"})),
+    "inpo": PairLoss(ours.inpo, {"inpo_ratio": 1 / 3}, frozenset({"previous"}), beta=0.005),
+    # eta = 1 with FsfairX's rewards (ZhaolinGao/REBEL, src/ultrafeedback/rebel.py); 1e6 with ArmoRM's, whose unit is another.
+    "rebel": PairLoss(ours.rebel, needs=frozenset({"rewards"}), on_policy=True, beta=1.0),
+    # beta = 0.01 in the experiments of arXiv 2406.11827.
+    "wpo": PairLoss(ours.wpo, needs=frozenset({"weights"}), beta=0.01),
 }
 
 
@@ -79,6 +90,24 @@ def find_loss(name: str) -> PairLoss | None:
     if unknown:
         raise RecipeError(f"The loss {name} needs {', '.join(sorted(unknown))}; a PairLoss may need {', '.join(NEEDS)}.")
     return found
+
+
+def default_beta(name: str) -> float:
+    """beta that the loss `name` runs with where the recipe sets none: as published with it, see `LOSSES`."""
+    loss = find_loss(name)
+    return DPO_BETA if loss is None else loss.beta
+
+
+def learns_from_the_current_policy(name: str) -> bool:
+    """Whether the loss `name` supposes that the policy which is improved gave all the answers itself."""
+    loss = find_loss(name)
+    return name in _ON_POLICY if loss is None else loss.on_policy or "previous" in loss.needs
+
+
+def refers_to_the_answering_policy(name: str) -> bool:
+    """Whether the log-ratio of the loss `name` is to the policy that answered."""
+    loss = find_loss(name)
+    return name in _ON_POLICY if loss is None else loss.on_policy
 
 
 def loss_options(name: str, given: Mapping[str, float], extra: Mapping[str, Any]) -> dict[str, Any]:

@@ -3,8 +3,9 @@
     python -m train.pairs SPEC.json
 
 Writes `pairs.jsonl` for the training stages and `statistics.json` (the fields of `db.models.PreferenceSet`). Every
-prompt either gives a pair or is counted under the rule that removed it. An input `earlier` (the pairs of the iteration
-before) puts its pairs in front; the statistics are of the new ones alone.
+prompt either gives a pair or is counted under the rule that removed it; pairs that were selected and then removed are
+counted too. Statistics are of raw rewards; a loss that reads scores gets the penalised ones, by which the pair was chosen.
+An input `earlier` (the pairs of the iteration before) puts its pairs in front; the statistics are of the new ones alone.
 """
 
 import json
@@ -17,7 +18,16 @@ from core.errors import HarnessError, HashMismatch, RecipeError
 from core.seeds import derive_seed
 from core.stage import Stage, main
 from train.ensemble import disagreement
-from train.selection import Candidate, Rules, select_pairs, truncation_fault, win_rates, zero_gap_penalty
+from train.selection import (
+    Candidate,
+    Pair,
+    Rules,
+    penalised_scores,
+    select_pairs,
+    truncation_fault,
+    win_rates,
+    zero_gap_penalty,
+)
 from train.shards import shard_files
 
 UNITS = ("characters", "tokens")
@@ -28,14 +38,14 @@ def run(stage: Stage) -> dict[str, Any]:
     """Return the statistics. Raises HarnessError when no pair is left, with the counts of what removed them."""
     prompts = read_scored(stage)
     penalty = length_penalty(prompts, stage.settings)
-    pairs, dropped = build_pairs(prompts, stage.settings | {"length_penalty": penalty})
+    pairs, dropped, lost = build_pairs(prompts, stage.settings | {"length_penalty": penalty})
     if not pairs:
         counts = ", ".join(f"{rule} {n}" for rule, n in dropped.most_common())
         raise HarnessError(
             f"None of {len(prompts)} prompts gave a preference pair ({counts}); "
             "sample more answers, raise max_tokens or lower min_margin."
         )
-    statistics = describe(prompts, pairs, dropped, penalty)
+    statistics = describe(prompts, pairs, dropped, lost, penalty)
     earlier = read_rows(stage.input("earlier") / "pairs.jsonl") if "earlier" in stage.spec.inputs else []
     write_rows(stage.work / "pairs.jsonl", earlier + pairs)
     write_durably(stage.work / "statistics.json", json.dumps(statistics, indent=1, sort_keys=True))
@@ -43,20 +53,21 @@ def run(stage: Stage) -> dict[str, Any]:
 
 
 def read_scored(stage: Stage) -> list[dict[str, Any]]:
-    """Generation rows, each sample with its "reward" and "win_rate", and with its "members" where several scored it; a row's
-    "knockout" is the pair of its tournament. Raises HashMismatch for annotations of other samples.
+    """Generation rows, each sample with its "reward", and with its "members" where several scored it; of a tournament a row has
+    its "comparisons" and its "knockout" pair. Raises HashMismatch for annotations of other samples.
     """
     generated = [row for shard in shard_files(stage.input("generations")) for row in read_rows(shard)]
     annotated = [row for shard in shard_files(stage.input("annotations")) for row in read_rows(shard)]
     if [(r["prompt_id"], len(r["samples"])) for r in generated] != [(r["prompt_id"], len(r["rewards"])) for r in annotated]:
         raise HashMismatch("The annotations do not belong to these generations; run the annotate stage on them again.")
     for row, annotation in zip(generated, annotated, strict=True):
-        rates = win_rates(annotation["rewards"])
-        for sample, reward, rate in zip(row["samples"], annotation["rewards"], rates, strict=True):
-            sample |= {"reward": reward, "win_rate": rate}
+        for sample, reward in zip(row["samples"], annotation["rewards"], strict=True):
+            sample["reward"] = reward
         for name, rewards in annotation.get("members", {}).items():
             for sample, reward in zip(row["samples"], rewards, strict=True):
                 sample.setdefault("members", {})[name] = reward
+        if annotation.get("comparisons"):
+            row["comparisons"] = annotation["comparisons"]
         if annotation.get("pair"):
             row["knockout"] = tuple(annotation["pair"])
     return generated
@@ -72,32 +83,46 @@ def length_penalty(prompts: list[dict[str, Any]], settings: dict[str, Any]) -> f
     unit = settings.get("length_unit", "characters")
 
     def gap(penalty: float) -> float:
-        rows, _ = build_pairs(prompts, settings | {"length_penalty": penalty})
-        return fmean(length_of(row["chosen"], unit) - length_of(row["rejected"], unit) for row in rows) if rows else 0.0
+        selected, _, _ = select(prompts, settings | {"length_penalty": penalty})
+        gaps = [
+            length_of(prompt["samples"][pair.chosen], unit) - length_of(prompt["samples"][pair.rejected], unit)
+            for prompt, pairs in selected
+            for pair in pairs
+        ]
+        return fmean(gaps) if gaps else 0.0
 
     return zero_gap_penalty(gap)
 
 
-def build_pairs(prompts: list[dict[str, Any]], settings: dict[str, Any]) -> tuple[list[dict[str, Any]], Counter[str]]:
-    """Rows of pairs.jsonl in the order of the prompts, and how many prompts each rule removed."""
+def rules_of(settings: dict[str, Any]) -> tuple[Rules, str]:
+    """How to select, and the unit of lengths. Raises RecipeError."""
     unit = settings.get("length_unit", "characters")
     if unit not in UNITS:
         raise RecipeError(f"length_unit is {unit!r}; use characters or tokens.")
-    rules = Rules(
-        settings["rule"], settings["length_penalty"], settings["min_margin"], settings["truncated"], settings.get("k") or 1
-    )
-    rows: list[dict[str, Any]] = []
+    k = settings.get("k") or 1
+    return Rules(settings["rule"], settings["length_penalty"], settings["min_margin"], settings["truncated"], k), unit
+
+
+Selected = list[tuple[dict[str, Any], list[Pair]]]
+"""Prompts with the pairs of their samples, one or more."""
+
+
+def select(prompts: list[dict[str, Any]], settings: dict[str, Any]) -> tuple[Selected, Counter[str], Counter[str]]:
+    """The pairs that can be trained, how many prompts each rule left without one, and how many selected pairs each removed."""
+    rules, unit = rules_of(settings)
+    selected: Selected = []
     dropped: Counter[str] = Counter()
+    lost: Counter[str] = Counter()
     for prompt in prompts:
         samples = prompt["samples"]
-        selected, reason = select_pairs(
+        pairs, reason = select_pairs(
             [candidate(sample, unit) for sample in samples],
             rules,
             derive_seed(settings["seed"], prompt["prompt_id"]),
             prompt.get("knockout"),
         )
         kept = []
-        for pair in selected:
+        for pair in pairs:
             chosen, rejected = samples[pair.chosen], samples[pair.rejected]
             fault = truncation_fault(
                 prompt["prompt_token_ids"], chosen["token_ids"], rejected["token_ids"], settings["max_length"]
@@ -106,20 +131,42 @@ def build_pairs(prompts: list[dict[str, Any]], settings: dict[str, Any]) -> tupl
                 fault = "disagreement"
             if fault:
                 reason = fault
-                continue
-            kept.append(
-                {
-                    "prompt_id": prompt["prompt_id"],
-                    "messages": prompt["messages"],
-                    "prompt_token_ids": prompt["prompt_token_ids"],
-                    "chosen": side(chosen, pair.chosen),
-                    "rejected": side(rejected, pair.rejected),
-                }
-            )
-        if not kept:
+                lost[fault] += 1
+            else:
+                kept.append(pair)
+        if kept:
+            selected.append((prompt, kept))
+        else:
             dropped[reason or "tie"] += 1
-        rows += kept
-    return rows, dropped
+    return selected, dropped, lost
+
+
+def build_pairs(
+    prompts: list[dict[str, Any]], settings: dict[str, Any]
+) -> tuple[list[dict[str, Any]], Counter[str], Counter[str]]:
+    """Rows of pairs.jsonl in the order of the prompts, and the counts of `select`."""
+    rules, unit = rules_of(settings)
+    selected, dropped, lost = select(prompts, settings)
+    rows = []
+    for prompt, pairs in selected:
+        samples = with_scores(prompt, rules, unit)
+        for pair in pairs:
+            row = {key: prompt[key] for key in ("prompt_id", "messages", "prompt_token_ids")}
+            sides = {name: side(samples[index], index) for name, index in (("chosen", pair.chosen), ("rejected", pair.rejected))}
+            rows.append(row | sides)
+    return rows, dropped, lost
+
+
+def with_scores(prompt: dict[str, Any], rules: Rules, unit: str) -> list[dict[str, Any]]:
+    """The prompt's samples with their "score", by which they were ranked, and the "win_rate" of that score.
+
+    A scorer's own comparisons know of no penalty: they give the win rates only where nothing was taken off any reward.
+    """
+    samples = prompt["samples"]
+    scores = penalised_scores([candidate(sample, unit) for sample in samples], rules)
+    raw = scores == [sample["reward"] for sample in samples]
+    rates = win_rates(scores, prompt.get("comparisons", ()) if raw else ())
+    return [sample | {"score": s, "win_rate": r} for sample, s, r in zip(samples, scores, rates, strict=True)]
 
 
 def disputed(chosen: dict[str, Any], rejected: dict[str, Any]) -> float:
@@ -138,14 +185,22 @@ def length_of(sample: dict[str, Any], unit: str) -> int:
 
 def side(sample: dict[str, Any], index: int) -> dict[str, Any]:
     """One side of a pair: the sample's own ids, what it was given, and which sample it was."""
-    keys = ("text", "token_ids", "finish_reason", "reward", "win_rate", "members", "policy")
+    keys = ("text", "token_ids", "finish_reason", "reward", "score", "win_rate", "members", "policy")
     return {key: sample[key] for key in keys if key in sample} | {"sample": index}
 
 
 def describe(
-    prompts: list[dict[str, Any]], pairs: list[dict[str, Any]], dropped: Counter[str], penalty: float = 0.0
+    prompts: list[dict[str, Any]],
+    pairs: list[dict[str, Any]],
+    dropped: Counter[str],
+    lost: Counter[str],
+    penalty: float = 0.0,
 ) -> dict[str, Any]:
-    """Fields of `db.models.PreferenceSet`; lengths in tokens, rewards raw (unpenalised). `penalty`: per unit of length."""
+    """Fields of `db.models.PreferenceSet`; lengths in tokens, rewards raw (unpenalised). `penalty`: per unit of length.
+
+    `dropped` counts prompts, `lost` pairs: that many were selected and removed again, whether or not others of their prompt
+    stayed. `duplicate_texts` counts scored answers that repeat an earlier one of their prompt: no rule pairs the two.
+    """
     drawn = [sample for prompt in prompts for sample in prompt["samples"]]
     samples = [sample for sample in drawn if sample["reward"] is not None]
     rewards = [sample["reward"] for sample in samples]
@@ -181,9 +236,16 @@ def describe(
             "chosen_lower_reward": fmean(margin < 0 for margin in margins),
             "truncated": fmean(sample["finish_reason"] == "length" for sample in drawn),
             "unscored": 1 - len(samples) / len(drawn),
+            "lost_pairs": dict(lost),
+            "duplicate_texts": sum(map(duplicates, prompts)),
         }
         | of_several(drawn, pairs),
     }
+
+
+def duplicates(prompt: dict[str, Any]) -> int:
+    texts = [sample["text"].strip() for sample in prompt["samples"] if sample["reward"] is not None]
+    return len(texts) - len(set(texts))
 
 
 def of_several(samples: list[dict[str, Any]], pairs: list[dict[str, Any]]) -> dict[str, float]:

@@ -26,10 +26,10 @@ class PairBatch:
     """Answer lengths, the turn-end token included."""
     chosen_rewards: "Tensor | None" = None
     rejected_rewards: "Tensor | None" = None
-    """What the scorer gave, unpenalised. Where a loss needs "rewards"."""
+    """The scores by which the pair was chosen: rewards less what the length penalty takes off. Where a loss needs "rewards"."""
     chosen_win_rates: "Tensor | None" = None
     rejected_win_rates: "Tensor | None" = None
-    """Probability in [0, 1] of beating an answer of pi_t. Where a loss needs "win_rates"."""
+    """Probability in [0, 1] of beating an answer of pi_t (`train.selection.win_rates`). Where a loss needs "win_rates"."""
     previous_chosen_logps: "Tensor | None" = None
     previous_rejected_logps: "Tensor | None" = None
     """Of pi_t. Where a loss needs "previous"."""
@@ -87,6 +87,7 @@ def sppo(batch: PairBatch, *, beta: float) -> "Tensor":
     """Sum over both answers of (D_t(y) - (P(y beats pi_t) - 1/2) / beta)^2, D_t to pi_t
     (Wu et al. 2024, arXiv 2405.00675, Eq. 4.7, eta = 1 / beta; P estimated over the sampled answers, Algorithm 1). [n]
 
+    It is symmetric in the two answers: their win rates say which is raised, and so must be those of the scores that chose.
     trl's `sppo_hard` is the same with P = 1 for the chosen and 0 for the rejected answer.
     """
     chosen = batch.chosen_log_ratio - (batch.chosen_win_rates - 0.5) / beta
@@ -107,7 +108,10 @@ def inpo(batch: PairBatch, *, beta: float, inpo_ratio: float) -> "Tensor":
 
 
 def rebel(batch: PairBatch, *, beta: float) -> "Tensor":
-    """(beta h_t - (r(y_w) - r(y_l)))^2, h_t to pi_t (Gao et al. 2024, arXiv 2404.16767, Algorithm 1, eta = 1 / beta). [n]"""
+    """(beta h_t - (r(y_w) - r(y_l)))^2, h_t to pi_t (Gao et al. 2024, arXiv 2404.16767, Algorithm 1, eta = 1 / beta). [n]
+
+    It is symmetric in the two answers: r says which is raised, and so must be the score that chose. beta has r's unit.
+    """
     return (beta * batch.margin - (batch.chosen_rewards - batch.rejected_rewards)).square()
 
 

@@ -13,7 +13,7 @@ import json
 import time
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from core.errors import HarnessError, RecipeError
 from core.seeds import derive_seed
@@ -26,6 +26,9 @@ from train.preference_prompt import encode, label_ids
 from train.preference_self_test import require_known_pairs
 from train.scorers import DTYPES, prepare_scoring
 from train.tournament import TOURNAMENTS, Outcome, Ranking, play
+
+if TYPE_CHECKING:
+    from train.annotation_cache import RewardCache
 
 Question = tuple[list[Message], str, str]
 """The conversation so far (ending with a user's message) and two responses to it."""
@@ -55,7 +58,8 @@ class PairwisePreferenceModel:
 
     `resources`: batch_tokens (padded tokens a forward pass), threads, self_test (default true).
     `truncated`: for each response of the last call, in order, whether it or its context had to be cut somewhere.
-    `work`: what it computed so far.
+    `work`: what it computed so far. `cache` (a `train.annotation_cache.RewardCache`, with `identity`, see there) may be set:
+    what it holds is not computed.
     Raises RecipeError for a tokenizer without single label tokens, HarnessError where the self-test fails.
     """
 
@@ -66,6 +70,8 @@ class PairwisePreferenceModel:
         self.device, self.batch_tokens = prepare_scoring(dtype, resources)
         self.max_length = max_length
         self.truncated: list[bool] = []
+        self.cache: RewardCache | None = None
+        self.identity = ""
         self.tokenizer = load_tokenizer(checkpoint)
         self.labels = label_ids(self.tokenizer)
         self.model = load_complete(AutoModelForCausalLM, checkpoint, DTYPES[dtype]).to(self.device)
@@ -95,7 +101,22 @@ class PairwisePreferenceModel:
         return compared
 
     def first_label_probabilities(self, rows: list[list[int]]) -> list[float]:
-        """P(A) after each row of token ids, in the order given; rows of similar length are padded and run together."""
+        """P(A) after each row of token ids, in the order given. Equal rows are computed once, those of the cache not at all.
+
+        The ids of a turn say everything that the model is shown: template, context, both responses and their order.
+        """
+        keys = [tuple(ids) for ids in rows]
+        known = self.cache.find(self.identity, dict.fromkeys(keys)) if self.cache else {}
+        missing = [ids for ids in dict.fromkeys(keys) if ids not in known]
+        if missing:
+            fresh = dict(zip(missing, self._compute(missing), strict=True))
+            if self.cache:
+                self.cache.add(self.identity, fresh)
+            known |= fresh
+        return [known[ids] for ids in keys]
+
+    def _compute(self, rows: list[tuple[int, ...]]) -> list[float]:
+        """`first_label_probabilities` by forward passes; rows of similar length are padded and run together."""
         import torch
 
         pad = self.tokenizer.pad_token_id
@@ -104,7 +125,7 @@ class PairwisePreferenceModel:
         for batch in length_batches([len(ids) for ids in rows], self.batch_tokens):
             width = max(len(rows[i]) for i in batch)
             # Padded at the left, so that the last position is every row's own and only its logits are computed.
-            ids = torch.tensor([[pad] * (width - len(rows[i])) + rows[i] for i in batch], device=self.device)
+            ids = torch.tensor([[pad] * (width - len(rows[i])) + list(rows[i]) for i in batch], device=self.device)
             mask = torch.tensor([[0] * (width - len(rows[i])) + [1] * len(rows[i]) for i in batch], device=self.device)
             positions = (mask.cumsum(dim=1) - 1).clamp(min=0)
             with torch.inference_mode():

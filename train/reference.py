@@ -5,64 +5,96 @@ inputs: reference (checkpoint), pairs (`pairs.jsonl`); artifact: `reference.json
 for a pair that `max_length` drops. DPO then needs no second model in memory.
 
 Kept by content too (`train.annotation_cache`): what weights, precision and token ids are the same for, other runs, restarts,
-iterations with `data: all` and sweeps over the loss find there.
+iterations with `data: all` and sweeps over the loss find there. Shards of pairs are shared out over `resources.processes`, each
+with the reference on a GPU of its own; a shard that exists is done.
 """
 
 import contextlib
 import shutil
+from collections.abc import Iterator
 from functools import cached_property
+from pathlib import Path
 from typing import Any
 
 from core.artifacts import read_rows, write_rows
 from core.errors import RecipeError
-from core.stage import Stage, main
+from core.stage import Spec, Stage, main
 from train.annotation_cache import RewardCache, reward_identity
 from train.annotators import cache_of
 from train.checkpoint import rows_file
 from train.logprobs import response_logprobs, truncated_pair
 from train.optimisation import PRECISIONS
 from train.scorers import length_batches
+from train.workers import layout, run_workers
 
 # Pairs a shard: what a crash costs at most.
 _SHARD = 256
+SHARDS = "shards"
+"""Folder of the shards, until they are one file."""
 
 
 def run(stage: Stage) -> dict[str, Any]:
-    pairs = read_rows(rows_file(stage.input("pairs"), "pairs.jsonl"))
-    shards = stage.work / "shards"
-    shards.mkdir(exist_ok=True)
-    scorer = ReferencePolicy(stage)
-    rows: list[dict[str, Any]] = []
-    for start in range(0, len(pairs), _SHARD):
-        file = shards / f"{start:09d}.jsonl"
-        if not file.exists():
-            write_rows(file, scorer.score(pairs[start : start + _SHARD]))
-        rows += read_rows(file)
-        stage.progress(min(start + _SHARD, len(pairs)), len(pairs), "pairs")
+    """Write `reference.jsonl`; return the pairs with log-probabilities, the dropped ones, and the answers found in the cache."""
+    folder, pairs = stage.work / SHARDS, read_pairs(stage.spec)
+    folder.mkdir(exist_ok=True)
+    starts = range(0, len(pairs), _SHARD)
+    jobs = [start for start in starts if not shard_file(folder, start).exists()]
+    finished, cached = len(starts) - len(jobs), 0
+
+    def done(hits: int) -> None:
+        nonlocal finished, cached
+        finished, cached = finished + 1, cached + hits
+        stage.progress(min(finished * _SHARD, len(pairs)), len(pairs), "pairs")
+
+    processes = stage.spec.resources.get("processes", 1)
+    if jobs and processes > 1:
+        run_workers(score_shards, (stage.spec, folder), jobs, layout(processes, 1), done)
+    else:
+        for hits in score_shards(stage.spec, folder, iter(jobs)):
+            done(hits)
+    rows = [row for start in starts for row in read_rows(shard_file(folder, start))]
     write_rows(stage.work / "reference.jsonl", rows)
-    shutil.rmtree(shards)
+    shutil.rmtree(folder)
     scored = [row for row in rows if row["chosen_logp"] is not None]
     tokens = sum(row["chosen_tokens"] + row["rejected_tokens"] for row in scored)
-    return {"pairs": len(scored), "dropped": len(rows) - len(scored), "tokens": tokens, "cached": scorer.cache.hits}
+    return {"pairs": len(scored), "dropped": len(rows) - len(scored), "tokens": tokens, "cached": cached}
+
+
+def read_pairs(spec: Spec) -> list[dict[str, Any]]:
+    return read_rows(rows_file(Path(spec.inputs["pairs"]["path"]), "pairs.jsonl"))
+
+
+def shard_file(folder: Path, start: int) -> Path:
+    """Of the pairs from number `start` on."""
+    return folder / f"{start:09d}.jsonl"
+
+
+def score_shards(spec: Spec, folder: Path, jobs: Iterator[int]) -> Iterator[int]:
+    """Write the shards that begin with these pairs; yields how many answers of each the cache held. The model is loaded once."""
+    pairs, policy = read_pairs(spec), ReferencePolicy(spec)
+    for start in jobs:
+        before = policy.cache.hits
+        write_rows(shard_file(folder, start), policy.score(pairs[start : start + _SHARD]))
+        yield policy.cache.hits - before
 
 
 class ReferencePolicy:
     """The reference model, loaded (on the GPU if there is one) when the first answer is not in the cache.
 
-    Raises RecipeError on an unknown precision.
+    `resources`: batch_tokens (padded tokens of a forward pass). Raises RecipeError on an unknown precision.
     """
 
-    def __init__(self, stage: Stage):
-        self.precision = stage.settings["precision"]
+    def __init__(self, spec: Spec):
+        self.precision = spec.settings["precision"]
         if self.precision not in PRECISIONS:
             raise RecipeError(f"precision {self.precision!r} is unknown; choose one of {', '.join(PRECISIONS)}.")
-        self.path = stage.input("reference")
-        self.max_length = stage.settings["max_length"]
-        self.budget = int(stage.spec.resources.get("batch_tokens", 4096))
-        self.cache = RewardCache(cache_of(stage.spec))
-        fingerprint = stage.spec.inputs["reference"]["fingerprint"]
+        given = spec.inputs["reference"]
+        self.path = Path(given["path"])
+        self.max_length = spec.settings["max_length"]
+        self.budget = int(spec.resources.get("batch_tokens", 4096))
+        self.cache = RewardCache(cache_of(spec))
         # The length limit is in the token ids already.
-        self.identity = reward_identity("response_log_probability", fingerprint, self.precision, 0)
+        self.identity = reward_identity("response_log_probability", given["fingerprint"], self.precision, 0)
 
     @cached_property
     def model(self) -> Any:

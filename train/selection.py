@@ -8,6 +8,7 @@ import math
 import random
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from itertools import permutations
 from statistics import fmean, pstdev
 
 from core.errors import RecipeError
@@ -102,7 +103,7 @@ def tournament_pair(candidates: list[Candidate], indices: list[int], rules: Rule
     if knockout is None:
         return [], "no_final"
     if not set(knockout) <= set(indices):
-        return [], "truncated"
+        return [], "unscored" if any(candidates[i].reward is None for i in knockout) else "truncated"
     better, worse = (candidates[i] for i in knockout)
     if better.text.strip() == worse.text.strip():
         return [], "duplicate_texts"
@@ -196,12 +197,35 @@ RULES: dict[str, Callable[[dict[int, Rank], Rules, random.Random], list[Pair]]] 
 }
 
 
-def win_rates(rewards: Sequence[float | None]) -> list[float | None]:
-    """For each of K sampled answers, the mean over all K of s(r - r_k): the Bradley-Terry probability of beating an answer
-    of the policy that was sampled from (SPPO, arXiv 2405.00675, Algorithm 1; itself counts as a draw). Those without a
-    reward have none and count for nobody."""
-    known = [reward for reward in rewards if reward is not None]
-    return [None if reward is None else fmean(_sigmoid(reward - other) for other in known) for reward in rewards]
+def penalised_scores(candidates: list[Candidate], rules: Rules) -> list[float | None]:
+    """The number that each answer was ranked by, for losses that regress on it; None without a reward.
+
+    reward - length_penalty * length. Where cut-off answers rank below every finished one, which is no number, all of them
+    are lowered by what brings the best of them down to the worst finished one: their order and distances stay.
+    """
+    ranks = {i: rank(c, rules) for i, c in enumerate(candidates) if c.reward is not None}
+    finished = [score for counts, score in ranks.values() if counts]
+    cut = [score for counts, score in ranks.values() if not counts]
+    excess = max(0.0, max(cut) - min(finished)) if cut and finished else 0.0
+    scores = {i: score if counts else score - excess for i, (counts, score) in ranks.items()}
+    return [scores.get(i) for i in range(len(candidates))]
+
+
+def win_rates(scores: Sequence[float | None], comparisons: Sequence[Sequence[float]] = ()) -> list[float | None]:
+    """For each of K sampled answers, its mean probability over all K of beating one: an answer of the policy that was sampled
+    from (SPPO, arXiv 2405.00675, Algorithm 1; itself counts as a draw). Those without a score have none and count for nobody.
+
+    `comparisons`: (i, j, P(i beats j)) as a scorer that compares measured them. Where they hold every two scored answers the
+    probabilities are these; else s(score - score_k), s the logistic function. That is the Bradley-Terry probability of a
+    reward model's logits and of scores fitted to comparisons; of other scores (the standardised ones of an ensemble, a
+    judge's grades from 1 to 10, a rule's 0 and 1) it is a convention, in which their unit decides how sure a win is.
+    """
+    known = [i for i, score in enumerate(scores) if score is not None]
+    measured = {(i, j): p for i, j, p in comparisons} | {(j, i): 1 - p for i, j, p in comparisons}
+    if not all((i, j) in measured for i, j in permutations(known, 2)):
+        measured = {(i, j): _sigmoid(scores[i] - scores[j]) for i, j in permutations(known, 2)}
+    rates = {i: fmean(0.5 if i == j else measured[i, j] for j in known) for i in known}
+    return [rates.get(i) for i in range(len(scores))]
 
 
 def _sigmoid(x: float) -> float:

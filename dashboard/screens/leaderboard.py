@@ -142,13 +142,11 @@ def _table(chosen: Chosen) -> None:
         if hidden:
             st.caption(f"{f.plural(hidden, 'checkpoint')} hidden: not comparable in {f.words(_column(benchmark or ''))}.")
     st.html(markup.leaderboard(_page_of(table), benchmark))
-    kept = {line.row.checkpoint_id for line in table.lines}
-    shown = [_shown(row, set(table.benchmarks)) for row in rows if row.checkpoint_id in kept]
     with st.container(horizontal=True, gap="small"):
-        _download("CSV", lambda: export.to_csv(shown), "csv", "text/csv")
-        _download("Markdown", lambda: export.to_markdown(shown), "md", "text/markdown")
-        _download("LaTeX", lambda: export.to_latex(shown), "tex", "application/x-tex")
-        _download("JSON", lambda: json.dumps(export.to_json(shown), indent=1, ensure_ascii=False), "json", "application/json")
+        _download("CSV", lambda: export.to_csv(table), "csv", "text/csv")
+        _download("Markdown", lambda: export.to_markdown(table), "md", "text/markdown")
+        _download("LaTeX", lambda: export.to_latex(table), "tex", "application/x-tex")
+        _download("JSON", lambda: json.dumps(export.to_json(table), indent=1, ensure_ascii=False), "json", "application/json")
 
 
 def _page_of(table: Board) -> Board:
@@ -200,20 +198,15 @@ def _judged_by(row: Row, judge: str) -> Row:
     return replace(row, evaluations=evaluations, cells={name: several[0] for name, several in evaluations.items()})
 
 
-def _shown(row: Row, columns: set[str]) -> Row:
-    """The row with no more columns than the page shows."""
-    evaluations = {name: several for name, several in row.evaluations.items() if name in columns}
-    return replace(row, evaluations=evaluations, cells={name: cell for name, cell in row.cells.items() if name in columns})
-
-
 def _column(name: str) -> str:
     metric = name.partition("/")[2]
     return f.benchmark_label(name) + (f", {f.metric_label(name, metric).removesuffix(', %')}" if metric else "")
 
 
 def _group(group: Group) -> str:
-    # This text stands in the URL: it must not change when checkpoints are added.
-    return f"{f.data_version(group.version)}; judge: {f.judge(group)}; settings {group.settings_hash[:8]}"
+    # This text stands in the URL: it must not change when checkpoints are added. It is how Streamlit finds the choice again:
+    # the key, which has all of the judge, tells apart what differs in the judge's prompt or endpoint alone.
+    return f"{f.data_version(group.version)}; judge: {f.judge(group)}; settings {group.settings_hash[:8]}; group {group.key[:8]}"
 
 
 def _kind(kind: str) -> str:

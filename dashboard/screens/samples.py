@@ -1,10 +1,12 @@
 """The answers behind a cell, and one of them in full: prompt, answer, what the judge said, what the sandbox saw."""
 
 import json
+from collections import Counter
 from typing import Any
 
 import streamlit as st
 
+from core.fingerprint import digest
 from dashboard import format as f
 from dashboard import markup
 from dashboard.markup import Column, Markup
@@ -52,16 +54,21 @@ def _pick() -> Evaluated | None:
     left, right = st.columns(2)
     fingerprints = list(known)
     index = fingerprints.index(current.checkpoint_fingerprint) if current else 0
-    labels = f.distinct(known)
-    fingerprint = left.selectbox("Checkpoint", fingerprints, index=index, format_func=labels.__getitem__)
+    names = f.distinct(known)
+    fingerprint = left.selectbox("Checkpoint", fingerprints, index=index, format_func=names.__getitem__)
     several = read(samples.evaluations, fingerprint)
     places = [
         (one.evaluation_id == asked, current is not None and one.benchmark == current.benchmark, -place)
         for place, one in enumerate(several)
     ]
-    chosen = right.selectbox("Benchmark and judge", several, index=places.index(max(places)), format_func=_label)
+    labels = _labels(several)
+    chosen = right.selectbox(
+        "Benchmark and judge", several, index=places.index(max(places)), format_func=lambda one: labels[one.evaluation_id]
+    )
     if chosen.evaluation_id != asked:
-        st.query_params.clear()
+        # Of the rest of the address the filters are their widgets' own, and Streamlit lets nobody else remove them.
+        for name in ("sample", "after"):
+            st.query_params.pop(name, None)
         st.query_params["evaluation"] = str(chosen.evaluation_id)
     return chosen
 
@@ -178,6 +185,20 @@ def _text(title: str, body: str) -> None:
     st.code(f.visible(body) or "(empty)", language=None, wrap_lines=True)
 
 
+def _labels(several: list[Evaluated]) -> dict[int, str]:
+    """Evaluation id -> its label, with the settings' hash, then the id, where several would read alike.
+
+    Streamlit finds what was chosen again by its label: of two that are equal, one could never be chosen.
+    """
+    labels = {one.evaluation_id: _label(one) for one in several}
+    for more in (lambda one: f"settings {digest(one.settings)[:8]}", lambda one: f"#{one.evaluation_id}"):
+        alike = Counter(labels.values())
+        for one in several:
+            if alike[labels[one.evaluation_id]] > 1:
+                labels[one.evaluation_id] += f"; {more(one)}"
+    return labels
+
+
 def _label(one: Evaluated) -> str:
     sample = f", {one.n_questions} questions" if one.settings.get("limit") else ""
     return f"{f.benchmark_label(one.benchmark)}{sample}; {f.data_version(one.version)}; {f.judge(one)}"
@@ -185,7 +206,7 @@ def _label(one: Evaluated) -> str:
 
 def _number(name: str) -> int | None:
     value = st.query_params.get(name, "")
-    return int(value) if value.isdigit() and len(value) < 19 else None
+    return int(value) if value.isdecimal() and len(value) < 19 else None
 
 
 page()

@@ -5,7 +5,7 @@ from typing import Any
 from harness.plan.baseline import OFF_POLICY, ON_BEST, add_best_of_n
 from harness.plan.nodes import Plan, Ref, threads_of
 from harness.plan.training import training_settings
-from harness.recipe import Generate, Recipe
+from harness.recipe import Annotate, Generate, Recipe, Reference
 from train.annotators import JUDGE
 from train.losses import find_loss
 
@@ -46,16 +46,18 @@ _JUDGES_TRANSPORT = {
 }
 
 
+def _scoring_resources(section: Annotate | Reference) -> dict[str, Any]:
+    """Of a stage that reads given texts: what is not at its default."""
+    given = section.model_dump(include={"batch_tokens", "processes"})
+    return {key: value for key, value in given.items() if value != type(section).model_fields[key].default}
+
+
 def _annotation(plan: Plan, recipe: Recipe) -> tuple[dict[str, Any], dict[str, Ref], dict[str, Any]]:
     """(settings, inputs beside the generations, resources) of the annotate stage."""
     annotate = recipe.annotate
     common = {"max_length": annotate.max_length, "dtype": annotate.dtype}
     inputs: dict[str, Ref] = {}
-    resources: dict[str, Any] = {}
-    if annotate.batch_tokens is not None:
-        resources["batch_tokens"] = annotate.batch_tokens
-    if annotate.processes > 1:
-        resources["processes"] = annotate.processes
+    resources = _scoring_resources(annotate)
     own = {"bradley_terry": "reward", "pairwise": "preference"}
     members = []
     for number, member in enumerate(annotate.members):
@@ -119,8 +121,8 @@ def add_iteration(plan: Plan, recipe: Recipe, t: int, starts: dict[int, int]) ->
     def cached(name: str, of: Ref, pairs: Ref) -> Ref:
         """Log-probabilities of pairs under a policy that DPO then need not hold in memory."""
         settings = {"max_length": recipe.dpo.max_length, "precision": recipe.dpo.precision}
-        resources = {"micro_batch_size": recipe.dpo.micro_batch_size}
         inputs = {"reference": of, "pairs": pairs}
+        resources = _scoring_resources(recipe.reference)
         return plan.add(f"{name}[{t}]", "train.reference", settings, inputs, iteration=t, resources=resources)
 
     first, reference = plan.policies["iter-0"], plan.policies[f"iter-{_reference(recipe, t, starts)}"]

@@ -15,7 +15,7 @@ VERSIONS = {
     "train.preference": 1,
     "train.generate": 1,
     "train.annotate": 1,
-    "train.pairs": 2,  # win rates, length gaps
+    "train.pairs": 3,  # win rates, length gaps; penalised scores, counts of lost pairs
     "train.heldout": 1,
     "train.best_of_n": 1,
     "train.reference": 1,

@@ -16,7 +16,7 @@ from harness.recipe.online import Annotate, Arm, Generate, Pairs
 from harness.recipe.sections import Model, Positive, Section
 from harness.recipe.training import SFT, Preference, Reward, Training
 from train.hooks import make_hook
-from train.losses import find_loss
+from train.losses import find_loss, learns_from_the_current_policy, refers_to_the_answering_policy
 from train.rules import RULES
 
 __all__ = [
@@ -94,17 +94,45 @@ class Recipe(Section):
 
     @model_validator(mode="after")
     def _loss_fits_reference(self) -> "Recipe":
-        loss = find_loss(self.dpo.loss)
-        if loss is not None and loss.on_policy and self.reference.policy != "previous":
+        """In a single iteration the reference is the policy that answers, whatever it is called."""
+        if self.iterations > 1 and self.reference.policy != "previous" and refers_to_the_answering_policy(self.dpo.loss):
             raise ValueError(
                 f"dpo.loss {self.dpo.loss} takes the log-ratio to the policy that answered; set reference.policy: previous"
             )
         return self
 
     @model_validator(mode="after")
-    def _baseline_is_possible(self) -> "Recipe":
+    def _loss_fits_answers(self) -> "Recipe":
+        if self.iterations == 1 or not learns_from_the_current_policy(self.dpo.loss):
+            return self
+        if self.dpo.data == "all":
+            raise ValueError(
+                f"dpo.loss {self.dpo.loss} learns from answers of the policy that it improves, and dpo.data: all brings those of "
+                "earlier ones; set dpo.data: current"
+            )
+        others = [
+            f"generate.arms.{i}.policy: {arm.policy}" for i, arm in enumerate(self.generate.arms) if arm.policy != "current"
+        ]
+        if others:
+            raise ValueError(
+                f"dpo.loss {self.dpo.loss} learns from answers of the policy that it improves, and not of {', '.join(others)}; "
+                "set current there"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _loss_fits_rule(self) -> "Recipe":
         loss = find_loss(self.dpo.loss)
-        if self.baseline == "offline_dpo" and loss is not None and loss.on_policy:
+        if self.pairs.rule == "tournament" and loss is not None and {"rewards", "win_rates"} & loss.needs:
+            raise ValueError(
+                f"dpo.loss {self.dpo.loss} learns from scores, and pairs.rule tournament chooses by a knockout's final, which "
+                "they may contradict; set pairs.rule: max_min"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _baseline_is_possible(self) -> "Recipe":
+        if self.baseline == "offline_dpo" and refers_to_the_answering_policy(self.dpo.loss):
             raise ValueError(f"dpo.loss {self.dpo.loss} learns from the current policy's answers, which offline_dpo has none of")
         return self
 

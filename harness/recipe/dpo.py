@@ -2,11 +2,11 @@
 
 from typing import Any, Literal
 
-from pydantic import Field, model_validator
+from pydantic import Field, ValidationInfo, field_validator, model_validator
 
 from harness.recipe.sections import Fraction, NonNegative, Positive, Section
 from harness.recipe.training import Training
-from train.losses import LOSSES, dpo_losses, loss_options
+from train.losses import LOSSES, default_beta, dpo_losses, find_loss, loss_options
 
 LOSS_KEYS = tuple(key for loss in LOSSES.values() for key in loss.options)
 """Keys of `dpo` that belong to one loss each."""
@@ -18,6 +18,10 @@ class Reference(Section):
     the iterate of every k-th iteration, kept until the next."""
     k: Positive | None = None
     """Iterations that an every_k reference stays; 1 would be `previous`."""
+    batch_tokens: Positive | None = None
+    """Padded tokens of a forward pass for its log-probabilities; None is 4096."""
+    processes: Positive = 1
+    """Processes that share the pairs out, each with the reference on a GPU of its own; none of its numbers depends on theirs."""
 
     @model_validator(mode="after")
     def _k_with_every_k(self) -> "Reference":
@@ -29,12 +33,15 @@ class Reference(Section):
 class DPO(Training):
     loss: str = "sigmoid"
     """A loss of trl's DPOTrainer (sigmoid, hinge, ipo, ...), one of ours (simpo, rdpo, dpo_nll, sppo, inpo, rebel, wpo), or
-    one that a package declares (`harness.losses`)."""
-    beta: float = Field(0.1, gt=0)
-    """Multiplies the log-ratio to the reference; 1 / eta in the papers of sppo (there 0.001) and rebel, eta in inpo's (0.005)."""
+    one that a package declares (`harness.losses`). rebel and sppo learn from the scores by which pairs are chosen, the length
+    penalty taken off; sppo's win rates are what a scorer that compares measured, where it compared every two answers and
+    nothing was taken off, else the logistic function of score differences, which takes scores for a reward model's logits."""
+    beta: float | None = Field(None, gt=0, validate_default=True)
+    """Multiplies the log-ratio to the reference; 1 / eta in the papers of sppo and rebel, eta in inpo's. null is what was
+    published with the loss: 0.1; 2.5 of simpo, 1 of rebel, 0.01 of wpo, 0.005 of inpo, 0.001 of sppo."""
     label_smoothing: float = Field(0.0, ge=0, lt=0.5)
     simpo_gamma: NonNegative | None = None
-    """simpo: the margin that is asked for; 1.375 unless set (beta 2.5 x 0.55)."""
+    """simpo: the margin that is asked for; 1.375 unless set (0.55 times a beta of 2.5)."""
     rdpo_alpha: NonNegative | None = None
     """rdpo: reward taken off per token of length; it has no default."""
     nll_weight: NonNegative | None = None
@@ -49,6 +56,18 @@ class DPO(Training):
     """Pairs of this iteration only (released code), or of all iterations so far (paper Algorithm 2)."""
     start: Literal["previous", "initial"] = "previous"
     """Continue from the last iterate, or from pi_0 each time."""
+
+    @field_validator("loss")
+    @classmethod
+    def _loss_is_known(cls, loss: str) -> str:
+        find_loss(loss)
+        return loss
+
+    @field_validator("beta")
+    @classmethod
+    def _beta_is_a_number(cls, beta: float | None, fields: ValidationInfo) -> float | None:
+        """Resolved here, so that a recipe, its plan and its stages hold the number itself."""
+        return default_beta(fields.data["loss"]) if beta is None and "loss" in fields.data else beta
 
     @model_validator(mode="after")
     def _loss_takes_its_keys(self) -> "DPO":

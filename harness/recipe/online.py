@@ -181,7 +181,7 @@ class Pairs(Section):
     """Pairs a prompt that top_k makes at most; for that rule only."""
     length_penalty: NonNegative | Literal["auto"] = 0.0
     """Subtracted from the reward per unit of length before ranking (paper Eq. 9: 0.001 per character); auto: what makes
-    chosen and rejected answers equally long on average, written to the statistics."""
+    chosen and rejected answers equally long on average, written to the statistics: 0 where the chosen ones are not longer."""
     length_unit: Literal["characters", "tokens"] = "characters"
     min_margin: NonNegative = 0.0
     truncated: Literal["keep", "drop", "penalise"] = "keep"
