@@ -9,7 +9,7 @@ import gzip
 import json
 import random
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from importlib import import_module
 from importlib.metadata import entry_points
@@ -18,6 +18,7 @@ from typing import Any, ClassVar, Literal
 
 from core.errors import MissingInput, RecipeError
 from core.fingerprint import digest
+from core.judged import Judged, weighted_mean
 
 Message = dict[str, str]
 """{"role": "system" | "user" | "assistant", "content": text}."""
@@ -96,6 +97,8 @@ class Benchmark(ABC):
     """variant -> files that are used when they are there."""
     headline: ClassVar[str]
     """Metric shown on the leaderboard. A benchmark may mark another metric where this one cannot be computed."""
+    headline_category: ClassVar[str | None] = None
+    """The only category of questions that the headline is of; None: of all. Paired tests keep to it."""
     unit: ClassVar[str] = "percent"
     """percent: verdicts in [0, 1], shown times 100; rating: verdicts and scores 1..10; reward: raw."""
     default_decoding: ClassVar[dict[str, Any]] = {"temperature": 0.0, "top_p": 1.0, "max_tokens": 2048}
@@ -124,6 +127,10 @@ class Benchmark(ABC):
         if isinstance(temperature, Mapping):
             temperature = temperature.get(question.category, temperature["default"])
         return {"temperature": float(temperature), "top_p": float(chosen["top_p"]), "max_tokens": int(chosen["max_tokens"])}
+
+    def question_value(self, judged: Sequence[Judged]) -> float | None:
+        """What the verdicts on one question say together, as the headline counts them: their weighted mean, unless overridden."""
+        return weighted_mean(judged)
 
     def samples(self, overrides: Mapping[str, Any] | None = None) -> int:
         """Answers drawn per question and turn."""

@@ -13,10 +13,10 @@ from sqlalchemy.orm import Session, aliased
 
 from db.models import AnswerSet, Checkpoint, Evaluation
 from db.registry import Registry
-from db.values import question_values
 from evals.benchmark import BENCHMARKS
 from evals.closed_form import holm
 from evals.comparison import verdict
+from evals.headline_values import headline_values
 from evals.statistics import Difference, paired_difference
 
 Pair = tuple[Evaluation, Evaluation, Checkpoint, AnswerSet]
@@ -81,7 +81,7 @@ def _test(session: Session, mine: int, theirs: int, benchmark: str) -> dict[str,
     """The paired test in the benchmark's unit; None where no question has a verdict on both sides."""
     unit = BENCHMARKS[benchmark].unit if benchmark in BENCHMARKS else "unknown"
     scale = 100.0 if unit == "percent" else 1.0
-    first, second = question_values(session, mine), question_values(session, theirs)
+    first, second = (headline_values(session, evaluation, benchmark) for evaluation in (mine, theirs))
     shared = sorted(first.keys() & second.keys())
     if not shared:
         return None

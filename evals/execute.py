@@ -59,7 +59,9 @@ def _execute(stage: Stage, registry: Registry, entry: Mapping[str, Any], mode: s
     places = [place for place in answers if place[0] in by_id]
     values: dict[Place, float | None] = {key[:3]: j.value for key, j in stored.items() if j.value is not None}
     plus_values: dict[Place, float | None] = {key[:3]: plus_value(j.raw) for key, j in stored.items()}
-    missing = [place for place in places if place not in values]
+    # Added tests that could not be run are run again, as the official ones are.
+    unsettled = {place for place in places if place[0] in plus and plus_values.get(place) is None and place in values}
+    missing = [place for place in places if place not in values or place in unsettled]
     reused = len(places) - len(missing)
     stage.progress(reused, len(places), "samples")
     size = stage.spec.resources.get("batch", 64)
@@ -67,7 +69,7 @@ def _execute(stage: Stage, registry: Registry, entry: Mapping[str, Any], mode: s
         batch = {place: answers[place] for place in missing[start : start + size]}
         verdicts = judge_answers(benchmark, by_id, batch, timeout, mode, stage.spec.resources.get("workers"), plus)
         with registry.write() as session:
-            records.store_verdicts(session, evaluation.id, verdicts)
+            records.store_verdicts(session, evaluation.id, verdicts, unsettled)
         values |= {verdict.key[:3]: verdict.value for verdict in verdicts}
         plus_values |= {verdict.key[:3]: plus_value(verdict.raw) for verdict in verdicts}
         stage.progress(min(reused + start + size, len(places)), len(places), "samples")

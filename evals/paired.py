@@ -9,9 +9,9 @@ from core.errors import MissingInput
 from db.leaderboard import Cell, cells
 from db.models import AnswerSet, Checkpoint, Evaluation, Score
 from db.samples import question_categories
-from db.values import question_values
 from evals.benchmark import BENCHMARKS
 from evals.comparison import Comparison, compare, compare_parts
+from evals.headline_values import headline_values
 
 
 @dataclass(frozen=True)
@@ -41,7 +41,7 @@ def compare_checkpoints(session: Session, first: str, second: str | None = None)
             apart[benchmark] = _difference_of_settings(ours[benchmark][0], theirs[benchmark][0])
             continue
         unit = _unit(benchmark)
-        values = [_values(session, cell.evaluation_id, unit) for cell in shared]
+        values = [_values(session, cell.evaluation_id, benchmark) for cell in shared]
         if not values[0].keys() & values[1].keys():
             apart[benchmark] = "no verdicts per question are stored"
             continue
@@ -64,7 +64,7 @@ def compare_categories(session: Session, evaluations: tuple[int, int], benchmark
     if len(set(part_of.values())) < 2:
         return []
     unit = _unit(benchmark)
-    first, second = (_values(session, evaluation, unit) for evaluation in evaluations)
+    first, second = (_values(session, evaluation, benchmark, all_categories=True) for evaluation in evaluations)
     return compare_parts((first, second), part_of, unit)
 
 
@@ -96,10 +96,11 @@ def _unit(benchmark: str) -> str:
     return BENCHMARKS[benchmark].unit if benchmark in BENCHMARKS else "unknown"
 
 
-def _values(session: Session, evaluation_id: int, unit: str) -> dict[str, float]:
+def _values(session: Session, evaluation_id: int, benchmark: str, all_categories: bool = False) -> dict[str, float]:
     """Verdicts per question in the benchmark's unit."""
-    scale = 100.0 if unit == "percent" else 1.0
-    return {question: scale * value for question, value in question_values(session, evaluation_id).items()}
+    scale = 100.0 if _unit(benchmark) == "percent" else 1.0
+    found = headline_values(session, evaluation_id, benchmark, all_categories)
+    return {question: scale * value for question, value in found.items()}
 
 
 def _parent(session: Session, checkpoint: Checkpoint) -> Checkpoint:

@@ -4,7 +4,7 @@ Guarantee: every write is idempotent and short. A stored answer is never replace
 again; a failed judgment is replaced by the next attempt, its tokens and money added to the earlier ones.
 """
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Container, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +17,7 @@ from core.stage import Spec
 from db.models import Answer, AnswerSet, Checkpoint, Cost, Evaluation, Judge, Judgment, Score, now
 from db.record import insert_ignore, upsert
 from db.registry import Registry
-from evals.benchmark import Benchmark, Question, ScoreRow, answer_set_key
+from evals.benchmark import Benchmark, Place, Question, ScoreRow, answer_set_key
 from evals.verdict import Verdict
 
 ANSWER_KEY = ["answer_set_id", "question_id", "turn", "sample"]
@@ -138,8 +138,8 @@ def latest_raws(session: Session, judge_id: int, version: str) -> list[dict[str,
     return list(session.scalars(select(Judgment.raw).where(Judgment.evaluation_id == newest.scalar_subquery())))
 
 
-def store_verdicts(session: Session, evaluation_id: int, verdicts: Iterable[Verdict]) -> None:
-    """Insert judgments; one that exists is replaced only if it had failed, and its spending kept."""
+def store_verdicts(session: Session, evaluation_id: int, verdicts: Iterable[Verdict], anew: Container[Place] = ()) -> None:
+    """Insert judgments; one that exists is replaced only if it had failed or its place is among `anew`. Its spending is kept."""
     for verdict in verdicts:
         key = dict(zip(JUDGMENT_KEY, (evaluation_id, *verdict.key), strict=True))
         spent = {name: getattr(verdict, name) for name in ("tokens_in", "tokens_out", "micro_dollars")}
@@ -147,8 +147,9 @@ def store_verdicts(session: Session, evaluation_id: int, verdicts: Iterable[Verd
         if not insert_ignore(session, Judgment, [key | said | spent], JUDGMENT_KEY):
             again = update(Judgment).where(*(getattr(Judgment, name) == value for name, value in key.items()))
             more = {name: getattr(Judgment, name) + amount for name, amount in spent.items()}
+            failed = True if verdict.key[:3] in anew else Judgment.value.is_(None)
             session.execute(
-                again.where(Judgment.value.is_(None)).values(said | more | {"created_at": now()}),
+                again.where(failed).values(said | more | {"created_at": now()}),
                 execution_options={"synchronize_session": False},
             )
 

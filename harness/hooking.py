@@ -10,7 +10,7 @@ from sqlalchemy.orm import Session
 
 from db import Registry, models
 from db.costs import by_run
-from db.values import question_values
+from evals.headline_values import headline_values
 from harness import record
 from harness.recipe import Recipe
 from train.hooks import PROXY, Decision, History, Record, Value, make_hook
@@ -72,7 +72,7 @@ def iteration_record(session: Session, run_id: int, iteration: int) -> Record:
                 scores[f"{benchmark}/{score.metric}"] = (score.value, score.low, score.high, score.n)
                 if score.headline:
                     scores[benchmark] = (score.value, score.low, score.high, score.n)
-        values[benchmark] = question_values(session, evaluation.id)
+        values[benchmark] = headline_values(session, evaluation.id, benchmark)
         if benchmark == "held_out_reward" and (proxy := proxy_values(session, evaluation.id)):
             values[PROXY] = proxy
     pairs = session.scalar(

@@ -26,6 +26,9 @@ from harness.data import benchmark_files
 
 IMPORTED = "imported"
 PUBLISHED = "published"
+SIZES = {"gsm8k": 1319, "mmlu": 14042, "arc_challenge": 1172, "truthful_qa": 817, "human_eval": 164, "mbpp": 500}
+"""Questions of the benchmarks whose files are scored by what they hold; the other formats count what is absent as failed."""
+
 IMPORTED_SETTINGS = {"source": IMPORTED, "decoding": "unknown"}
 
 
@@ -91,7 +94,7 @@ def import_published(registry: Registry, made: SavedFormat, scores: Sequence[Pub
     by_model: dict[tuple[str, str, str], list[ScoreRow]] = {}
     for one in scores:
         benchmark = one.benchmark or made.benchmark
-        by_model.setdefault((benchmark, one.model, one.judge), []).append(_scaled(one.score, _scale(made, one.score.metric)))
+        by_model.setdefault((benchmark, one.model, one.judge), []).append(one.score)  # in the registry's unit already
     with registry.write() as session:
         for (benchmark, model, judge_name), rows in by_model.items():
             checkpoint = _checkpoint(session, model, PUBLISHED, "published", source.name)
@@ -172,7 +175,10 @@ def _answer_set(
     version = PUBLISHED if kind == PUBLISHED else data_version(benchmark) if benchmark in BENCHMARKS else "unknown"
     settings = IMPORTED_SETTINGS | {"source": kind}
     questions = {answer.question_id for answer in answers}
-    count = len(questions) or max((row.n + row.n_failed for row in scores), default=0)
+    counted = max((row.n + row.n_failed for row in scores), default=0)
+    count = len(questions) or counted
+    if kind == IMPORTED and 0 < counted < SIZES.get(benchmark, 0):
+        settings |= {"limit": counted}  # scores of a part never rank with scores of the whole
     files = [file["sha256"] for file in provenance["files"]]
     key = digest({"checkpoint": checkpoint.fingerprint, "benchmark": benchmark, "settings": settings, "files": files})
     row = {

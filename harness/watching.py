@@ -104,6 +104,12 @@ class Watch:
                 self.evaluate(Ref(path=str(folder), fingerprint=fingerprint), name)
                 scores = headlines(self.registry, fingerprint)
                 self.tell("evaluated", checkpoint=str(folder), step=look.step, fingerprint=fingerprint, scores=scores)
+        except FileNotFoundError as error:
+            if look.folder.exists():
+                raise
+            self.failed += 1
+            gone = f"it was removed while it was read ({error.filename}); let the trainer keep more checkpoints"
+            self.tell("failed", checkpoint=str(look.folder), step=look.step, error=gone)
         except HarnessError as error:
             self.failed += 1
             self.tell("failed", checkpoint=str(look.folder), step=look.step, error=str(error))
@@ -113,12 +119,16 @@ def looks(folder: Path, settle: float, at: float) -> list[Look]:
     """Every checkpoint of a folder (its subfolders, and itself), by step, those without one last. `at`: seconds since 1970."""
     found = []
     for path in [*(p for p in folder.iterdir() if p.is_dir() and not p.name.startswith(".")), folder]:
-        signature = _signature(path)
-        names = {name for name, *_ in signature}
-        sharded = path != folder and any(path.glob("global_step*"))
-        if names.intersection(_SIGNS) or sharded or any(name.endswith(".safetensors") for name in names):
-            step = None if path == folder else step_of(path)
-            found.append(Look(path.resolve(), step, signature, _missing(path, signature, settle, at)))
+        try:
+            signature = _signature(path)
+            names = {name for name, *_ in signature}
+            sharded = path != folder and any(path.glob("global_step*"))
+            if names.intersection(_SIGNS) or sharded or any(name.endswith(".safetensors") for name in names):
+                step = None if path == folder else step_of(path)
+                found.append(Look(path.resolve(), step, signature, _missing(path, signature, settle, at)))
+        except FileNotFoundError:  # rotated away while it was looked at
+            if path == folder:
+                raise
     return sorted(found, key=lambda look: (look.step is None, look.step or 0, look.folder == folder.resolve(), look.folder.name))
 
 

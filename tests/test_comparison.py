@@ -4,13 +4,15 @@ import json
 
 import numpy as np
 import pytest
+from sqlalchemy import select
 from typer.testing import CliRunner
 
 from core.errors import MissingInput
-from db.models import AnswerSet, Evaluation, Judgment
+from db.models import Answer, AnswerSet, Evaluation, Judgment
 from db.registry import Registry
 from db.values import question_values
 from evals.comparison import compare, verdict
+from evals.headline_values import headline_values
 from evals.paired import compare_checkpoints
 from evals.statistics import Difference
 from tests.sample_registry import Sample, fill
@@ -112,3 +114,43 @@ def test_a_verdict_that_counts_three_times_does_so_per_question(registry: Regist
         )
     with registry.read() as session:
         assert question_values(session, 1) == {"q": 0.75}
+
+
+Verdicts = dict[tuple[str, int, int], float | None]
+
+
+def _judged(sample: Sample, name: str, verdicts: Verdicts, category: dict[str, str]) -> int:
+    """A checkpoint with these verdicts {(question, turn, game): value}; returns its evaluation's id."""
+    sample.score(sample.checkpoint(name, "third_party"), "arena_hard", 50.0)
+    with sample.registry.write() as session:
+        evaluation = session.scalars(select(Evaluation).order_by(Evaluation.id.desc())).first()
+        for question, its in category.items():
+            row = {"answer_set_id": evaluation.answer_set_id, "question_id": question, "category": its}
+            session.add(Answer(**row, prompt="", text=""))
+        for (question, turn, game), value in verdicts.items():
+            row = {"evaluation_id": evaluation.id, "question_id": question, "turn": turn, "game": game}
+            session.add(Judgment(**row, value=value, raw={}))
+        return evaluation.id
+
+
+def test_what_is_tested_is_what_the_headline_counts(registry: Registry):
+    """Arena-Hard v2's headline is of hard prompts with both games; MT-Bench pairs count a turn on which both orders agree."""
+    category = {"h1": "hard_prompt", "h2": "hard_prompt", "c1": "creative_writing"}
+    verdicts: Verdicts = {
+        ("h1", 1, 1): 1.0,
+        ("h1", 1, 2): 0.5,
+        ("h2", 1, 1): 1.0,
+        ("h2", 1, 2): None,
+        ("c1", 1, 1): 1.0,
+        ("c1", 1, 2): 1.0,
+    }
+    sample = Sample(registry)
+    arena = _judged(sample, "a", verdicts, category)
+    both: Verdicts = {("q", 1, 1): 1.0, ("q", 1, 2): 0.5, ("q", 2, 1): 1.0, ("q", 2, 2): 1.0}
+    pairs = _judged(sample, "b", both, {})
+    with registry.read() as session:
+        assert headline_values(session, arena, "arena_hard_v2") == {"h1": 0.75}
+        assert headline_values(session, arena, "arena_hard_v2", all_categories=True) == {"h1": 0.75, "c1": 1.0}
+        assert headline_values(session, pairs, "mt_bench_pairwise") == {"q": 0.75}
+        assert question_values(session, pairs) == {"q": 0.875}
+        assert headline_values(session, arena, "somebody_s_own") == question_values(session, arena)

@@ -259,3 +259,13 @@ def test_the_execute_stage_judges_stored_answers_once(
             session.query(Judgment).join(Evaluation).where(Evaluation.key == key, Judgment.question_id == added["task_id"]).one()
         )
         assert stored.value == 1.0 and stored.raw["plus"]["status"] == "failed" and "never" in stored.raw["plus"]["detail"]
+    with registry.write() as session:  # a fault of the machine, not of the code
+        row = session.get_one(Judgment, stored.id)
+        row.raw = row.raw | {"plus": row.raw["plus"] | {"status": "error"}}
+    fourth = run_stage(
+        "evals.execute", "execute-mended", settings, inputs | {"data/human_eval/plus": plus}, registry=registry.url, env=home
+    )
+    assert (fourth.metrics["samples"], fourth.metrics["reused"]) == (1, 7), "what the machine could not run is run again"
+    with registry.read() as session:
+        mended = session.get_one(Judgment, stored.id)
+        assert mended.value == 1.0 and mended.raw["plus"]["status"] == "failed"

@@ -310,3 +310,15 @@ def test_an_endpoint_judge_needs_the_official_prompts(starter):
     files = {"questions": folder / "question.jsonl", "references": folder / "reference_answer.jsonl"}
     with pytest.raises(MissingInput, match="harness data fetch mt_bench"):
         OpenAIJudge({"model": "a", "api_key_env": "TEST_JUDGE_KEY"}).config(MTBench(), files)
+
+
+def test_each_question_is_judged_on_the_samples_that_it_has(starter):
+    """Imported outputs hold one question twice, another once."""
+    benchmark = AlpacaEval()
+    first, second, third = benchmark.load({"questions": starter / "alpaca_eval.jsonl"})[:3]
+    row = SimpleNamespace(text="An answer.", finish_reason="stop")
+    answers = {(first.id, 1, 0): row, (first.id, 1, 1): row, (second.id, 1, 0): row}
+    found = benchmark.tasks([first, second], answers, "openai")
+    assert [(task.question.id, task.sample) for task in found] == [(first.id, 0), (first.id, 1), (second.id, 0)]
+    with pytest.raises(KeyError):
+        benchmark.tasks([third], answers, "openai")  # an absent answer is never left out in silence

@@ -90,6 +90,13 @@ def test_answers_that_are_the_same_are_judged_once(bench):
     assert len({verdict.value for verdict in found}) == 1 and len(found) == 3
 
 
+def test_a_batch_names_the_limit_of_replies_as_the_model_takes_it(bench):
+    with BatchServer(lambda request: CERTAIN) as server:
+        judged.run(bench.stage(batch(server, max_tokens_name="max_completion_tokens")))
+        assert server.submitted and all("max_tokens" not in request for request in server.submitted)
+        assert {request["max_completion_tokens"] for request in server.submitted} == {1}
+
+
 @pytest.mark.parametrize("when", ["waiting", "unanswered"])
 def test_a_killed_stage_submits_nothing_twice(bench, when):
     """Killed while the batch runs, and killed between the batch's making and the knowledge of its id."""

@@ -38,6 +38,11 @@ def test_the_judge_is_its_weights_and_how_it_is_served(tmp_path):
     assert made()[0] == "serve:smol-ffffffff"
     assert made()[2]["endpoint"] == "vllm"
     assert made() == made(concurrency=3, requests_per_minute=7, max_usd=None)
+    def asked(**settings):
+        return ServedJudge(tmp_path / "smol", "f" * 64, settings, {}, tmp_path).asked
+
+    # Replies are kept under what they were asked of: served otherwise, the same weights say other things.
+    assert asked() == asked(dtype="auto") == "vllm" and len({asked(), asked(dtype="float32"), asked(max_model_len=512)}) == 3
     assert made() != made("e" * 64) and made() != made(dtype="float32") and made() != made(max_model_len=512)
 
 

@@ -1,5 +1,7 @@
 """Readers: every source format gives the same rows."""
 
+import json
+
 import pytest
 
 from core.artifacts import write_rows
@@ -79,6 +81,35 @@ def test_demonstrations_in_both_parquet_forms(tmp_path):
     parquet.write_table(arrow.table({"conversations": [shared]}), tmp_path / "b.parquet")
     for name in ("a", "b"):
         assert list(READERS["messages_parquet"]([tmp_path / f"{name}.parquet"])) == expected
+
+
+def test_demonstrations_under_the_columns_of_the_hub(tmp_path):
+    import pyarrow as arrow
+    import pyarrow.parquet as parquet
+
+    shared = [{"from": "system", "value": "Be brief."}, {"from": "human", "value": "Hi"}, {"from": "gpt", "value": "Hello."}]
+    rows = [
+        {"source": "x", "instruction": "Add.", "input": "1 and 2", "output": "3"},
+        {"instruction": "Add.", "input": "", "response": "3"},
+        {"conversations": shared, "id": "z"},
+        {"conversations": [{"from": "human", "value": "Hi"}, {"from": "bard", "value": "Hello."}]},
+        {"instruction": "Nothing to answer.", "output": ""},
+    ]
+    (tmp_path / "a.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    parquet.write_table(arrow.table({"question": ["2 + 2?"], "answer": ["4"]}), tmp_path / "b.parquet")
+    read = list(READERS["demonstrations"]([tmp_path / "a.jsonl", tmp_path / "b.parquet"]))
+    assert [row.get("messages", row.get("dropped")) for row in read] == [
+        turns("Add.\n\n1 and 2", "3"),
+        turns("Add.", "3"),
+        [{"role": "system", "content": "Be brief."}, *turns("Hi", "Hello.")],
+        "other_speaker",
+        "empty",
+        turns("2 + 2?", "4"),
+    ]
+    assert [row["id"] for row in read if "id" in row] == ["0", "1", "2", "5"]
+    (tmp_path / "c.json").write_text('[{"text": "?"}]')
+    with pytest.raises(MissingInput, match="Row 0 of .*c.json has columns text; demonstrations have messages or conversations"):
+        list(READERS["demonstrations"]([tmp_path / "c.json"]))
 
 
 def test_scores_of_parquet_pairs_are_kept(tmp_path):

@@ -166,6 +166,25 @@ def test_what_is_wrong_with_one_checkpoint_does_not_end_the_watch(tiny_llama: Pa
         watch(registry, tmp_path / "nowhere", heard).run(once=True, interval=0)
 
 
+def test_a_checkpoint_that_is_rotated_away_while_it_is_taken_does_not_end_the_watch(
+    tiny_llama: Path, registry: Registry, tmp_path: Path
+):
+    out, heard = tmp_path / "out", Heard()
+    for step in (1, 2):
+        checkpoint(tiny_llama, out / f"checkpoint-{step}", float(step))
+
+    def evaluate(policy: Ref, name: str) -> str:
+        if name == "run/step-1":
+            shutil.rmtree(policy.path)
+            (Path(policy.path) / "config.json").read_text()  # what the evaluation would read next
+        return heard.evaluate(policy, name)
+
+    watched = watch(registry, out, heard, evaluate=evaluate)
+    watched.run(once=True, interval=0)
+    assert heard.evaluated == ["run/step-2"] and watched.failed == 1
+    assert "removed while it was read" in heard.of("failed")[0]["error"]
+
+
 def test_the_command_only_registers_when_asked_to(tiny_llama: Path, registry: Registry, tmp_path: Path):
     checkpoint(tiny_llama, tmp_path / "my-dpo" / "checkpoint-9")
     given = ["watch", str(tmp_path / "my-dpo"), "--benchmarks", "none", "--once", "--settle", "0", "--db", registry.url]

@@ -12,8 +12,8 @@ from dashboard.text_diff import side_by_side
 from db import differences, samples
 from db.differences import Differs
 from db.models import Judgment
-from db.values import question_values
 from evals.comparison import Comparison
+from evals.headline_values import headline_values
 from evals.paired import Compared, compare_categories, compare_checkpoints, parent_fingerprint, shared_evaluations
 
 # Questions shown, those that differ most.
@@ -90,7 +90,7 @@ def _questions(found: Compared, pair: Pair) -> None:
     column, _ = st.columns([2, 5])
     benchmark = column.selectbox("Benchmark", benchmarks, format_func=f.benchmark_label, key="benchmark", bind="query-params")
     evaluations = read(shared_evaluations, *pair, benchmark)
-    values = [read(question_values, evaluation) for evaluation in evaluations]
+    values = [read(headline_values, evaluation, benchmark) for evaluation in evaluations]
     _lengths(found, evaluations, values)
     categories = _categories(default_registry_url(), evaluations, benchmark, read(samples.evaluation_states, *pair))
     if categories:

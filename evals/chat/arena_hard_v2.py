@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from core.errors import MissingInput
+from core.judged import Judged
 from evals.benchmark import Question, read_jsonl, read_text, require_asset, sample
 from evals.chat.arena_hard import ArenaHard, read_baseline, read_config
 from evals.chat.arena_scores import points
@@ -96,6 +97,10 @@ class ArenaHardV2(ArenaHard):
             data = {**known[row["uid"]], "subcategory": row.get("subcategory", "")}
             questions.append(Question(row["uid"], row["category"], (row["prompt"],), data))
         return sample(questions, limit, sample_seed)
+
+    def question_value(self, judged: Sequence[Judged]) -> float | None:
+        """None where one of the two games failed: upstream drops such a prompt, since the other order alone is biased."""
+        return None if any(one.value is None for one in judged) else super().question_value(judged)
 
     def _system_prompt(self, category: str, files: Mapping[str, Path]) -> str:
         if "judge_settings" in files:

@@ -19,6 +19,7 @@ from typing import Any
 import numpy as np
 
 from core.errors import MissingInput
+from core.judged import Judged
 from evals.benchmark import Question, ScoreRow, read_jsonl, require_asset, sample
 from evals.chat.mt_bench import NEEDS_REFERENCE, PARAMETERS, MTBench, judge_templates
 from evals.closed_form import failure_bounds
@@ -128,6 +129,14 @@ class MTBenchPairwise(MTBench):
 
     def value_of(self, probability: float) -> float:
         return probability
+
+    def question_value(self, judged: Sequence[Judged]) -> float | None:
+        """The mean over its turns of what the two orders say together: a point where both agree, half of one otherwise."""
+        turns: dict[tuple[int, int], list[float | None]] = {}
+        for one in judged:
+            turns.setdefault((one.turn, one.sample), []).append(one.value)
+        results = [result for games in turns.values() if (result := _result(games)) is not None]
+        return sum(results) / len(results) if results else None
 
     def scores(
         self,

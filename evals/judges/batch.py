@@ -18,7 +18,7 @@ from typing import Any
 from core.artifacts import write_durably
 from core.errors import JudgeError
 from core.fingerprint import digest
-from evals.judges.endpoint import Address, Billed, Completion, GivenUp, read_completion, usage_of
+from evals.judges.endpoint import Address, Billed, Completion, GivenUp, read_completion, renamed, usage_of
 
 MOST_REQUESTS = 50_000
 MOST_BYTES = 190 * 2**20
@@ -36,8 +36,18 @@ class BatchTransport:
     are left wait for a reply, what they wait for is submitted.
     """
 
-    def __init__(self, model: str, address: Address, folder: Path, say: Callable[[str], None], first_poll: float = FIRST_POLL):
+    def __init__(
+        self,
+        model: str,
+        address: Address,
+        folder: Path,
+        say: Callable[[str], None],
+        first_poll: float = FIRST_POLL,
+        max_tokens_name: str = "auto",
+    ):
         self.model, self.address, self.folder, self.say, self.first_poll = model, address, Path(folder), say, first_poll
+        self.max_tokens_name = max_tokens_name
+        """What the probe, which is asked online, has found the model to take."""
         self.live = self.requests = 0
         self.before: Callable[[list[tuple[list[dict[str, str]], Mapping[str, Any]]]], Awaitable[None]] | None = None
         """Called with the (messages, parameters) of a batch before it is submitted; may raise."""
@@ -141,7 +151,7 @@ class BatchTransport:
                 raise
 
     def _line(self, key: str, messages: list[dict[str, str]], parameters: Mapping[str, Any]) -> str:
-        body = {"model": self.model, "messages": messages, **parameters}
+        body = {"model": self.model, "messages": messages, **renamed(parameters, self.max_tokens_name)}
         request = {"custom_id": key, "method": "POST", "url": "/v1/chat/completions", "body": body}
         return json.dumps(request, ensure_ascii=False) + "\n"
 

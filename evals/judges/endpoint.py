@@ -93,6 +93,14 @@ class _Replica:
     rests_until: float = 0.0
 
 
+def renamed(parameters: Mapping[str, Any], max_tokens_name: str) -> dict[str, Any]:
+    """The parameters with the reply's limit under the name that the model takes (`max_completion_tokens`, else as it is)."""
+    named = dict(parameters)
+    if max_tokens_name == "max_completion_tokens" and "max_tokens" in named:
+        named["max_completion_tokens"] = named.pop("max_tokens")
+    return named
+
+
 class Endpoints:
     """Replicas that serve one model; an async context manager.
 
@@ -242,10 +250,7 @@ class Endpoints:
 
     def _renamed(self, parameters: Mapping[str, Any]) -> dict[str, Any]:
         """The parameters with the reply's limit under the name that this model takes."""
-        named = dict(parameters)
-        if self.max_tokens_name == "max_completion_tokens" and "max_tokens" in named:
-            named["max_completion_tokens"] = named.pop("max_tokens")
-        return named
+        return renamed(parameters, self.max_tokens_name)
 
     def _stop_for_parameter(self, error: Any, parameters: Mapping[str, Any]) -> None:
         """Raise JudgeError where the model takes no temperature or log-probabilities at all: every request has them."""

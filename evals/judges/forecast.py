@@ -73,7 +73,7 @@ def forecast(
             continue
         prompt = benchmark.prompt(task, files)
         parameters = adjusted(prompt.parameters, judge.settings)
-        key = request_key(judge.endpoint, judge.fingerprint or judge.name, prompt.messages, parameters, 0)
+        key = request_key(judge.asked, judge.fingerprint or judge.name, prompt.messages, parameters, 0)
         if is_kept(key):
             cached += 1
             continue

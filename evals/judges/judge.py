@@ -89,9 +89,11 @@ class VerdictBenchmark(Benchmark):
         `answers`: (question id, turn, sample) -> row with `text` and `finish_reason`; `kind`: openai | reward_model.
         """
         found = []
-        samples = sorted({sample for _, _, sample in answers})
+        samples: dict[str, set[int]] = {}
+        for question_id, _, sample in answers:
+            samples.setdefault(question_id, set()).add(sample)
         for question in questions:
-            for sample in samples:
+            for sample in sorted(samples.get(question.id) or {0}):
                 said = [answers[question.id, turn, sample] for turn in range(1, len(question.turns) + 1)]
                 for turn in self.judged_turns(question, kind):
                     texts = tuple(row.text for row in said[:turn])

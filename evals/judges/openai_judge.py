@@ -67,8 +67,13 @@ class OpenAIJudge:
 
     @property
     def endpoint(self) -> str:
-        """What names the service in the judge's identity and in the keys of its replies."""
+        """What names the service in the judge's identity."""
         return self.base_url
+
+    @property
+    def asked(self) -> str:
+        """What names the service in the keys of its replies."""
+        return self.endpoint
 
     def open(self) -> None:
         """Make the endpoint ready to be asked."""
@@ -201,6 +206,13 @@ class ServedJudge(OpenAIJudge):
     @property
     def endpoint(self) -> str:
         return "vllm"
+
+    @property
+    def asked(self) -> str:
+        """Served in another dtype, or with another context, the same weights say other things."""
+        served = {name: self.settings.get(name) for name in ("dtype", "max_model_len")}
+        other = [f"{name}={value}" for name, value in served.items() if value not in (None, "auto")]
+        return " ".join([self.endpoint, *other])
 
     def config(self, benchmark: JudgedBenchmark, files: Mapping[str, Path]) -> dict[str, Any]:
         served = {"dtype": self.settings.get("dtype") or "auto", "max_model_len": self.settings.get("max_model_len")}

@@ -51,6 +51,7 @@ class Session:
             judge.work / "batches" / self.benchmark.name,
             judge.say,
             judge.settings.get("first_poll", FIRST_POLL),
+            judge.max_tokens_name,
         )
 
         async def work() -> None:
@@ -170,7 +171,7 @@ class Session:
     ) -> tuple[dict[str, Any], bool]:
         """(body of the completion, whether it was bought just now)."""
         judge = self.judge
-        key = request_key(judge.endpoint, judge.fingerprint or judge.name, messages, parameters, sample)
+        key = request_key(judge.asked, judge.fingerprint or judge.name, messages, parameters, sample)
         lock = self.asking.setdefault(key, asyncio.Lock())
         # Two answers that are the same ask the same: the second one waits for the first one's reply.
         if lock.locked() and isinstance(self.transport, BatchTransport):

@@ -1,0 +1,47 @@
+"""Numbers of strangers' files: in the registry's unit, and never ranked with those of a larger part."""
+
+import json
+from pathlib import Path
+
+from sqlalchemy import select
+
+from db import Registry
+from db.models import AnswerSet, Checkpoint, Score
+from evals.formats.saved import get_format
+from harness.importing import Source, import_evaluations, import_published
+
+
+def test_published_results_of_lm_eval_are_percent_once(registry: Registry, tmp_path: Path) -> None:
+    path = tmp_path / "results_2024-01-01T00-00-00.0.json"
+    metrics = {"exact_match,flexible-extract": 0.45, "exact_match_stderr,flexible-extract": 0.013}
+    content = {"model_name": "m", "results": {"gsm8k": metrics}, "n-samples": {"gsm8k": {"effective": 1319}}}
+    path.write_text(json.dumps(content))
+    made = get_format("lm_eval")
+    import_published(registry, made, made.read_published([path]), Source("x", [path], "lm_eval"))
+    with registry.read() as session:
+        (score,) = session.scalars(select(Score))
+    assert score.value == 45.0 and 42.0 < score.low < 45.0 < score.high < 48.0
+
+
+def _samples(folder: Path, count: int) -> Path:
+    folder.mkdir()
+    path = folder / "samples_gsm8k_2024-01-01T00-00-00.0.jsonl"
+    with open(path, "w") as handle:
+        for i in range(count):
+            for name in ("strict-match", "flexible-extract"):
+                row = {"doc_id": i, "doc": {"question": f"q{i}", "answer": "#### 1"}, "filter": name, "exact_match": float(i % 2)}
+                asked = {"arguments": {"gen_args_0": {"arg_0": "p", "arg_1": {}}}, "resps": [["1"]], "filtered_resps": ["1"]}
+                handle.write(json.dumps(row | asked | {"metrics": ["exact_match"]}) + "\n")
+    return path
+
+
+def test_a_part_of_a_benchmark_is_a_group_of_its_own(registry: Registry, tmp_path: Path) -> None:
+    made = get_format("lm_eval")
+    for model, count in (("whole", 1319), ("also-whole", 1319), ("part", 20)):
+        path = _samples(tmp_path / model, count)
+        import_evaluations(registry, made, made.read([path], {}, {}), Source("x", [path], "lm_eval"))
+    with registry.read() as session:
+        query = select(Checkpoint.name, AnswerSet).join(Checkpoint, AnswerSet.checkpoint_id == Checkpoint.id)
+        sets = {name: answers for name, answers in session.execute(query).tuples()}
+    assert sets["whole"].settings_hash == sets["also-whole"].settings_hash != sets["part"].settings_hash
+    assert sets["part"].settings["limit"] == 20 and "limit" not in sets["whole"].settings
