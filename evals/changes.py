@@ -6,6 +6,7 @@ rejudged parent is noticed.
 """
 
 from collections.abc import Iterable
+from dataclasses import replace
 from typing import Any
 
 from sqlalchemy import or_, select
@@ -14,7 +15,7 @@ from sqlalchemy.orm import Session, aliased
 from db.models import AnswerSet, Checkpoint, Evaluation
 from db.registry import Registry
 from evals.benchmark import BENCHMARKS
-from evals.closed_form import holm
+from evals.closed_form import adjusted_effect, holm
 from evals.comparison import verdict
 from evals.headline_values import headline_values
 from evals.statistics import Difference, paired_difference
@@ -96,12 +97,13 @@ def _adjust(session: Session, checkpoint: int) -> None:
     rows = [row for row in session.scalars(query) if "change" in (row.statistics or {})]
     for row, adjusted in zip(rows, holm([row.statistics["change"]["p"] for row in rows]), strict=True):
         change = row.statistics["change"]
-        word = _word(change, adjusted)
+        word = _word(change, adjusted, len(rows))
         row.statistics = row.statistics | {"change": change | {"adjusted_p": adjusted, "verdict": word}}
 
 
-def _word(change: dict[str, Any], adjusted: float) -> str:
+def _word(change: dict[str, Any], adjusted: float, tests: int) -> str:
     measured = Difference(*(change[name] for name in ("value", "low", "high", "p", "mde", "n")))
+    measured = replace(measured, mde=adjusted_effect(measured.mde, tests))
     return verdict(measured, adjusted, change["unit"])
 
 

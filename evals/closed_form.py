@@ -49,6 +49,17 @@ def minimum_detectable_effect(error: float, power: float = 0.8, alpha: float = 1
     return (normal.inv_cdf(1 - alpha / 2) + normal.inv_cdf(power)) * error
 
 
+def adjusted_effect(effect: float | None, tests: int, power: float = 0.8, alpha: float = 1 - CONFIDENCE) -> float | None:
+    """`minimum_detectable_effect` of one of several tests whose p values are adjusted together.
+
+    effect x (z_{1 - alpha/(2 tests)} + z_power) / (z_{1 - alpha/2} + z_power): the level of Holm's first step, which is
+    Bonferroni's; the later steps are no stricter, so that no test sees less than this says.
+    """
+    if effect is None:
+        return None
+    return effect * minimum_detectable_effect(1.0, power, alpha / tests) / minimum_detectable_effect(1.0, power, alpha)
+
+
 def holm(p_values: Sequence[float]) -> list[float]:
     """Holm's step-down adjustment (Holm 1979): adjusted p values in the order given, controlling the family-wise error."""
     m = len(p_values)

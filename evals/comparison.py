@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Literal
 
-from evals.closed_form import holm
+from evals.closed_form import adjusted_effect, holm
 from evals.statistics import Difference, paired_difference
 
 Verdict = Literal["IMPROVED", "REGRESSED", "NO EVIDENCE", "UNDERPOWERED"]
@@ -33,7 +33,7 @@ class Comparison:
 
 
 def compare(pairs: Mapping[str, tuple[Mapping[str, float], Mapping[str, float]]], units: Mapping[str, str]) -> list[Comparison]:
-    """Paired tests per benchmark, p adjusted by Holm over all of them.
+    """Paired tests per benchmark, p and the smallest visible effect adjusted over all of them (Holm).
 
     `pairs`: benchmark -> (question id -> value) of both checkpoints, in the benchmark's unit and higher is better; only
     shared questions count. `units`: benchmark -> a key of RELEVANT, or another name where nothing is known about size.
@@ -49,10 +49,11 @@ def compare(pairs: Mapping[str, tuple[Mapping[str, float], Mapping[str, float]]]
         wins, losses = sum(x > y for x, y in zip(a, b, strict=True)), sum(x < y for x, y in zip(a, b, strict=True))
         ties = len(shared) - wins - losses
         found.append(Comparison(benchmark, units[benchmark], difference, 1.0, "NO EVIDENCE", wins, ties, losses))
-    adjusted = holm([one.difference.p for one in found])
-    return [
-        replace(one, adjusted_p=p, verdict=verdict(one.difference, p, one.unit)) for one, p in zip(found, adjusted, strict=True)
-    ]
+    tested = []
+    for one, p in zip(found, holm([one.difference.p for one in found]), strict=True):
+        seen = replace(one.difference, mde=adjusted_effect(one.difference.mde, len(found)))
+        tested.append(replace(one, difference=seen, adjusted_p=p, verdict=verdict(seen, p, one.unit)))
+    return tested
 
 
 def compare_parts(

@@ -11,6 +11,7 @@ from core.errors import MissingInput
 from db.models import Answer, AnswerSet, Evaluation, Judgment
 from db.registry import Registry
 from db.values import question_values
+from evals.closed_form import adjusted_effect, minimum_detectable_effect
 from evals.comparison import compare, verdict
 from evals.headline_values import headline_values
 from evals.paired import compare_checkpoints
@@ -154,3 +155,14 @@ def test_what_is_tested_is_what_the_headline_counts(registry: Registry):
         assert headline_values(session, pairs, "mt_bench_pairwise") == {"q": 0.75}
         assert question_values(session, pairs) == {"q": 0.875}
         assert headline_values(session, arena, "somebody_s_own") == question_values(session, arena)
+
+
+def test_the_smallest_visible_effect_is_that_of_the_adjusted_test():
+    assert adjusted_effect(None, 9) is None and adjusted_effect(1.96, 1) == pytest.approx(1.96)
+    # A standard error of 0.7: 1.96 points alone, 2.53 among nine, which could not have shown the 2 points worth acting on.
+    assert adjusted_effect(minimum_detectable_effect(0.7), 9) == pytest.approx(minimum_detectable_effect(0.7, alpha=0.05 / 9))
+    one = {"a": ({f"q{i}": 14.5 * (-1) ** i for i in range(500)}, {f"q{i}": 0.0 for i in range(500)})}  # standard error 0.65
+    many = {f"b{i}": one["a"] for i in range(9)}
+    (alone,), several = compare(one, {"a": "percent"}), compare(many, dict.fromkeys(many, "percent"))
+    assert alone.verdict == "NO EVIDENCE" and {found.verdict for found in several} == {"UNDERPOWERED"}
+    assert several[0].difference.mde > 2.0 > alone.difference.mde

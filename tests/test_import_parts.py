@@ -3,11 +3,13 @@
 import json
 from pathlib import Path
 
+import pytest
 from sqlalchemy import select
 
+from core.errors import RecipeError
 from db import Registry
 from db.models import AnswerSet, Checkpoint, Score
-from evals.formats.saved import get_format
+from evals.formats.saved import file_name, get_format
 from harness.importing import Source, import_evaluations, import_published
 
 
@@ -45,3 +47,10 @@ def test_a_part_of_a_benchmark_is_a_group_of_its_own(registry: Registry, tmp_pat
         sets = {name: answers for name, answers in session.execute(query).tuples()}
     assert sets["whole"].settings_hash == sets["also-whole"].settings_hash != sets["part"].settings_hash
     assert sets["part"].settings["limit"] == 20 and "limit" not in sets["whole"].settings
+
+
+@pytest.mark.parametrize("name", ["..", ".", "", "a\x00b"])
+def test_a_name_that_leads_out_of_the_folder_names_no_file(name: str) -> None:
+    with pytest.raises(RecipeError, match="cannot be the name of a folder"):
+        file_name(name)
+    assert file_name("run/iter-2") == "run__iter-2" and file_name("../../x") == "..__..__x"

@@ -21,7 +21,16 @@ from evals.benchmark import ScoreRow, read_jsonl, read_text
 from evals.chat.alpaca_eval import ANNOTATOR, OFFICIAL_JUDGE, is_switched, preference_from_logprobs
 from evals.chat.alpaca_eval_metrics import LC, LC_NOREG, Judged, coefficients, controllable, fit_rows, length_row, raw_rows
 from evals.chat.length_control import read_difficulty, read_gamed
-from evals.formats.saved import PublishedScore, SavedAnswer, SavedEvaluation, SavedOutputs, Stored, read_rows, write_text
+from evals.formats.saved import (
+    PublishedScore,
+    SavedAnswer,
+    SavedEvaluation,
+    SavedOutputs,
+    Stored,
+    file_name,
+    read_rows,
+    write_text,
+)
 from evals.verdict import Verdict
 
 OFFICIAL_SET = "alpaca_eval/eval_set_and_baseline_outputs.jsonl.gz"
@@ -92,8 +101,8 @@ class AlpacaEvalFormat:
                 annotation |= {"preference": None if value is None else 1 + value}
                 annotation |= {"price_per_example": judgment.micro_dollars / 1e6 if judgment else None, "time_per_example": None}
                 annotations.append(annotation | {"raw_completion": _completion(judgment)})
-        place = folder / _file_name(model)
-        texts = {"model_outputs.json": outputs, f"{_file_name(annotator)}/annotations.json": annotations}
+        place = folder / file_name(model)
+        texts = {"model_outputs.json": outputs, f"{file_name(annotator)}/annotations.json": annotations}
         return [write_text(place / name, json.dumps(found, indent=2, ensure_ascii=False)) for name, found in texts.items()]
 
     def read_published(self, paths: Sequence[Path]) -> list[PublishedScore]:
@@ -337,8 +346,3 @@ def _published(row: Mapping[str, str]) -> list[ScoreRow]:
         if value is not None:
             found.append(ScoreRow(name, value, None, None, "published", n, 0, higher_is_better=None))
     return found
-
-
-def _file_name(name: str) -> str:
-    """A name that is no path: of models called `run/iter-2` or `org/model`."""
-    return name.replace("/", "__")

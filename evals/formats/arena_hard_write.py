@@ -12,12 +12,7 @@ from typing import Any
 from core.errors import RecipeError
 from core.fingerprint import digest
 from evals.chat.style_control import Version, markdown_counts, token_counter
-from evals.formats.saved import Stored, write_text
-
-
-def file_name(name: str) -> str:
-    """A model's or judge's name as a file name: upstream takes what follows a slash for the whole."""
-    return name.replace("/", "__")
+from evals.formats.saved import Stored, file_name, write_text
 
 
 def write_answers(model: str, rows: Stored, folder: Path, version: Version) -> Path:

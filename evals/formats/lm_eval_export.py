@@ -17,7 +17,7 @@ from core.errors import RecipeError
 from evals.benchmark import Question
 from evals.closed_form import standard_error
 from evals.formats.lm_eval import benchmark_of, metrics_of
-from evals.formats.saved import Stored, write_text
+from evals.formats.saved import Stored, file_name, write_text
 from evals.knowledge.lm_tasks import mmlu_categories
 from evals.knowledge.tasks import pooled_standard_error
 
@@ -48,7 +48,7 @@ def write(model: str, rows: Stored, folder: Path) -> list[Path]:
             if sample is not None:
                 tasks[task].append(sample)
     now = datetime.now().isoformat()
-    date, home = now.replace(":", "-"), folder / model.replace("/", "__")
+    date, home = now.replace(":", "-"), folder / file_name(model)
     written = [
         write_text(
             home / f"samples_{task}_{date}.jsonl",
@@ -63,7 +63,7 @@ def write(model: str, rows: Stored, folder: Path) -> list[Path]:
         "date": datetime.now().timestamp(),
         "lm_eval_version": rows.settings.get("lm_eval", ""),
         "model_name": model,
-        "model_name_sanitized": model.replace("/", "__"),
+        "model_name_sanitized": file_name(model),
     }
     return [write_text(home / f"results_{date}.json", json.dumps(content, indent=2, ensure_ascii=False)), *written]
 

@@ -17,7 +17,16 @@ from core.fingerprint import digest
 from evals.benchmark import ScoreRow, read_jsonl, read_text
 from evals.chat.mt_bench import NEEDS_REFERENCE, count_flags, find_rating, rating_row
 from evals.chat.mt_bench_pairwise import LOSS, TIE, WIN, pair_rows, turn_result
-from evals.formats.saved import PublishedScore, SavedAnswer, SavedEvaluation, SavedOutputs, Stored, read_rows, write_text
+from evals.formats.saved import (
+    PublishedScore,
+    SavedAnswer,
+    SavedEvaluation,
+    SavedOutputs,
+    Stored,
+    file_name,
+    read_rows,
+    write_text,
+)
 from evals.verdict import Verdict
 
 FAILED_SCORE = -1
@@ -89,7 +98,7 @@ class MTBenchFormat:
             raise MissingInput(
                 f"What is recorded of {model} holds no answers and no judgments to write: it is a published score."
             )
-        name, answers = model.replace("/", "__"), []
+        name, answers = file_name(model), []
         for question in rows.questions:
             samples = sorted({sample for of, _, sample in rows.answers if of == question.id})
             choices = [

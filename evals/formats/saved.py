@@ -177,6 +177,17 @@ def read_rows(path: Path) -> list[dict[str, Any]]:
     return rows
 
 
+def file_name(name: str) -> str:
+    """A model's or judge's name as that of a file or folder: of `run/iter-2` and `org/model`, `__` for the slash.
+
+    Raises RecipeError for a name that would lead elsewhere.
+    """
+    made = name.replace("/", "__")
+    if made in ("", ".", "..") or "\x00" in made:
+        raise RecipeError(f"{name!r} cannot be the name of a folder; register the checkpoint under another name to export it.")
+    return made
+
+
 def write_text(path: Path, text: str) -> Path:
     """Write a whole file or none; folders are made."""
     path.parent.mkdir(parents=True, exist_ok=True)

@@ -14,7 +14,16 @@ from typing import Any
 from core.errors import MissingInput, RecipeError
 from evals.benchmark import Question, ScoreRow
 from evals.closed_form import standard_error
-from evals.formats.saved import PublishedScore, SavedAnswer, SavedEvaluation, SavedOutputs, Stored, read_rows, write_text
+from evals.formats.saved import (
+    PublishedScore,
+    SavedAnswer,
+    SavedEvaluation,
+    SavedOutputs,
+    Stored,
+    file_name,
+    read_rows,
+    write_text,
+)
 from evals.knowledge.text_overlap import METRICS, SETTINGS, libraries, overlap
 from evals.knowledge.truthful_qa import TruthfulQA, mc1, mc2
 from evals.knowledge.truthful_qa_generation import TruthfulQAGeneration, score_row, strip_a
@@ -82,11 +91,11 @@ class TruthfulQAFormat:
                 metrics = {metric: (judgment.raw if judgment else {}).get(metric) for metric in METRICS}
                 answer = rows.answers[question.id, 1, 0].text
                 lines.append({"question": question.turns[0], "answer": answer} | metrics)
-            return [write_text(folder / f"{_file_name(model)}.jsonl", _jsonl(lines))]
+            return [write_text(folder / f"{file_name(model)}.jsonl", _jsonl(lines))]
         written = []
         for task in _CHOICE_METRICS:
             lines = [_sample(task, question, rows.answers[question.id, 1, 0].detail) for question in rows.questions]
-            path = folder / _file_name(model) / f"samples_truthfulqa_{task}.jsonl"
+            path = folder / file_name(model) / f"samples_truthfulqa_{task}.jsonl"
             written.append(write_text(path, _jsonl([line for line in lines if line])))
         return written
 
@@ -264,10 +273,6 @@ def _model(path: Path, row: Row) -> str:
     if path.name.startswith("samples_"):
         return path.resolve().parent.name
     return path.name.removesuffix(".gz").rpartition(".")[0] or path.name
-
-
-def _file_name(model: str) -> str:
-    return model.replace("/", "__")
 
 
 def _jsonl(rows: Sequence[Row]) -> str:
