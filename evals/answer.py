@@ -190,7 +190,7 @@ def _open(stage: Stage, registry: Registry, entry: Mapping[str, Any]) -> Work:
     policy = stage.spec.inputs["policy"]
     with registry.write() as session:
         checkpoint = records.get_checkpoint(session, policy["fingerprint"], Path(policy["path"]))
-        found = records.get_answer_set(session, checkpoint, benchmark.name, entry["version"], settings, len(questions))
+        found = records.get_answer_set(session, checkpoint, benchmark, entry, stage.settings, len(questions))
         texts = {place: answer.text for place, answer in records.stored_answers(session, found.id).items()}
     overrides = entry.get("decoding") or {}
     return Work(benchmark, overrides, questions, found.id, found.key, texts, settings.get("chat_template", True))

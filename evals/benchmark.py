@@ -29,6 +29,9 @@ Place = tuple[str, int, int]
 PROMPT_TOO_LONG = "prompt_too_long"
 """Finish reason of an answer that was never begun: its prompt leaves no room in the context."""
 
+DEFAULT_CONTEXT, DEFAULT_SEED = 8192, 42
+"""`evaluate.max_model_len` in tokens, and a recipe's seed, unless set."""
+
 MAX_FAILED = 0.01
 """Share of failed items above which a headline is withheld."""
 
@@ -151,14 +154,34 @@ class Benchmark(ABC):
                 "system_prompt": stage_settings.get("system_prompt"),
                 "chat_template": True,
             }
+            if stage_settings.get("dtype", "auto") != "auto":
+                settings["dtype"] = stage_settings["dtype"]
         else:
             settings |= {"chat_template": False}
         return settings | self.identity
 
+    def answer_conditions(self, entry: Mapping[str, Any], stage_settings: Mapping[str, Any]) -> dict[str, Any]:
+        """What also decides the answers, though rows that differ in it may rank together: the room for prompt and answer, and,
+        where sampling is at a temperature, its seed. Only what differs from `DEFAULT_CONTEXT` and `DEFAULT_SEED` is named.
 
-def answer_set_key(checkpoint: str, benchmark: str, version: str, settings: Mapping[str, Any]) -> str:
-    """Identity (sha256, hex) of what the checkpoint with this fingerprint answered."""
-    return digest({"checkpoint": checkpoint, "benchmark": benchmark, "version": version, "settings": dict(settings)})
+        Part of the answer set's key, so that other conditions are answered anew, and of no comparability group.
+        """
+        conditions: dict[str, Any] = {}
+        if stage_settings.get("max_model_len", DEFAULT_CONTEXT) != DEFAULT_CONTEXT:
+            conditions["max_model_len"] = stage_settings["max_model_len"]
+        temperature = (self.default_decoding | dict(entry.get("decoding") or {})).get("temperature", 0.0)
+        sampled = any(temperature.values()) if isinstance(temperature, Mapping) else bool(temperature)
+        if self.kind == "generation" and sampled and stage_settings.get("seed", DEFAULT_SEED) != DEFAULT_SEED:
+            conditions["seed"] = stage_settings["seed"]
+        return conditions
+
+
+def answer_set_key(
+    checkpoint: str, benchmark: str, version: str, settings: Mapping[str, Any], conditions: Mapping[str, Any] | None = None
+) -> str:
+    """Identity (sha256, hex) of what the checkpoint with this fingerprint answered under these settings and conditions."""
+    identity = {"checkpoint": checkpoint, "benchmark": benchmark, "version": version, "settings": dict(settings)}
+    return digest(identity | ({"conditions": dict(conditions)} if conditions else {}))
 
 
 def files_of(benchmark: Benchmark, variant: str, inputs: Mapping[str, Path]) -> dict[str, Path]:

@@ -117,7 +117,7 @@ def _score(stage: Stage, registry: Registry, entry: Mapping[str, Any], policy: _
     weights = stage.spec.inputs["policy"]
     with registry.write() as session:
         checkpoint = records.get_checkpoint(session, weights["fingerprint"], Path(weights["path"]))
-        found = records.get_answer_set(session, checkpoint, benchmark.name, entry["version"], settings, len(questions))
+        found = records.get_answer_set(session, checkpoint, benchmark, entry, stage.settings, len(questions))
         judge = records.get_judge(session, JUDGE, "none", {})
         evaluation = records.get_evaluation(session, found, judge)
         details = {place[:2]: answer.detail for place, answer in records.stored_answers(session, found.id).items()}

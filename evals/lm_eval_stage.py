@@ -84,7 +84,7 @@ def _evaluate(stage: Stage, registry: Registry, entry: Mapping[str, Any], policy
     weights = stage.spec.inputs["policy"]
     with registry.write() as session:
         checkpoint = records.get_checkpoint(session, weights["fingerprint"], Path(weights["path"]))
-        found = records.get_answer_set(session, checkpoint, benchmark.name, entry["version"], settings, len(questions))
+        found = records.get_answer_set(session, checkpoint, benchmark, entry, stage.settings, len(questions))
         judge = records.get_judge(session, JUDGE, "none", {"lm_eval": settings["lm_eval"]})
         evaluation = records.get_evaluation(session, found, judge)
         answers = {

@@ -42,11 +42,38 @@ def get_checkpoint(session: Session, fingerprint: str, path: Path) -> Checkpoint
     return session.scalars(select(Checkpoint).where(Checkpoint.fingerprint == fingerprint)).one()
 
 
+def answers_key(fingerprint: str, benchmark: Benchmark, entry: Mapping[str, Any], stage_settings: Mapping[str, Any]) -> str:
+    """Key of the answer set that a stage with these settings makes for one of its benchmarks."""
+    settings = benchmark.answer_settings(entry, stage_settings)
+    return answer_set_key(
+        fingerprint, benchmark.name, entry["version"], settings, benchmark.answer_conditions(entry, stage_settings)
+    )
+
+
 def get_answer_set(
-    session: Session, checkpoint: Checkpoint, benchmark: str, version: str, settings: Mapping[str, Any], n_questions: int
+    session: Session,
+    checkpoint: Checkpoint,
+    benchmark: Benchmark,
+    entry: Mapping[str, Any],
+    stage_settings: Mapping[str, Any],
+    n_questions: int,
 ) -> AnswerSet:
-    """The answer set of this checkpoint, benchmark, data version and settings; a new one is `partial`."""
-    key = answer_set_key(checkpoint.fingerprint, benchmark, version, settings)
+    """The answer set that a stage with these settings makes for one of its benchmarks; a new one is `partial`."""
+    settings, conditions = benchmark.answer_settings(entry, stage_settings), benchmark.answer_conditions(entry, stage_settings)
+    return add_answer_set(session, checkpoint, benchmark.name, entry["version"], settings, n_questions, conditions)
+
+
+def add_answer_set(
+    session: Session,
+    checkpoint: Checkpoint,
+    benchmark: str,
+    version: str,
+    settings: Mapping[str, Any],
+    n_questions: int,
+    conditions: Mapping[str, Any] | None = None,
+) -> AnswerSet:
+    """The answer set of this checkpoint, benchmark, data version, settings and conditions; a new one is `partial`."""
+    key = answer_set_key(checkpoint.fingerprint, benchmark, version, settings, conditions)
     row = {
         "key": key,
         "checkpoint_id": checkpoint.id,
@@ -85,8 +112,7 @@ def complete_answers(
     `entry["answer_set"]`, where given, is the key of answers that no stage of ours made: imported ones, or a canary's.
     Raises MissingInput, which names the stage to run, when one is absent.
     """
-    settings = benchmark.answer_settings(entry, stage_settings)
-    key = entry.get("answer_set") or answer_set_key(fingerprint, benchmark.name, entry["version"], settings)
+    key = entry.get("answer_set") or answers_key(fingerprint, benchmark, entry, stage_settings)
     found = session.scalars(select(AnswerSet).where(AnswerSet.key == key)).one_or_none()
     answers = stored_answers(session, found.id) if found else {}
     samples = benchmark.samples(entry.get("decoding"))

@@ -172,7 +172,7 @@ def _store_answers(
     texts: Mapping[tuple[str, int, int], tuple[str, str]],
 ) -> str:
     """Store (question id, turn, sample) -> (prompt, answer); returns the answer set's key."""
-    found = records.get_answer_set(session, checkpoint, one.name, one.settings["version"], settings, len(questions))
+    found = records.add_answer_set(session, checkpoint, one.name, one.settings["version"], settings, len(questions))
     category = {question.id: question.category or None for question in questions}
     rows = [
         {"question_id": q, "turn": turn, "sample": sample, "prompt": prompt, "text": text, "finish_reason": "stop"}

@@ -41,7 +41,8 @@ def as_table(found: Compared) -> Group:
     notes = [
         "Mean difference over the n questions that both answered, in the benchmark's unit; + / = / -: questions that the first "
         "answered better, equally, worse. p: sign flips, Holm-adjusted over the benchmarks. Smallest visible: the true "
-        "difference that this test, adjusted so, would show with probability 0.8. UNDERPOWERED: a difference worth acting on could hide.",
+        "difference that this test, adjusted so, would show with probability 0.8. UNDERPOWERED: a difference worth acting on "
+        "could hide.",
         *(f"{benchmark}: not compared, {why}." for benchmark, why in found.apart.items()),
     ]
     return Group(table, *(Text(plain(note), style="dim") for note in notes))

@@ -21,11 +21,11 @@ from harness.lock import run_lock
 from harness.markdown import front_matter, inline
 from harness.mixture_file import load_mixture, shipped_mixtures
 from harness.plan import VERSIONS, Inputs, Node, Plan
-from harness.plan.training import add_data
+from harness.plan.training import add_data, wants_margins
 from harness.provenance import origins
 from harness.recipe import Data, Evaluate
 from harness.recipe_file import load_recipe, shipped
-from harness.resolve import resolve_benchmarks, resolve_checkpoint, resolve_questions, resolve_sources, resolve_tokenizer
+from harness.resolve import resolve_benchmarks, resolve_model, resolve_questions, resolve_sources, resolve_tokenizer
 
 MIXTURE_SEED = 42
 """The default of a recipe's."""
@@ -64,8 +64,8 @@ def plan_data(name: str, overrides: list[str] | None = None) -> DataPlan:
     recipe = load_recipe(name, overrides)
     plan = _plan(recipe.name, recipe.data, recipe.evaluate, recipe.seed)
     if recipe.data.tokenizer == "base":
-        plan.policies["base"] = resolve_checkpoint(recipe.base.source, recipe.base.revision)
-    add_data(plan, recipe.data, recipe.gold_reward is not None, recipe.seed)
+        plan.policies["base"] = resolve_model(recipe.base, "base")
+    add_data(plan, recipe.data, recipe.gold_reward is not None, recipe.seed, wants_margins(recipe))
     return DataPlan(recipe.name, f"Data of the recipe {recipe.name}.", recipe.data, plan)
 
 

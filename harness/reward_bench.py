@@ -30,7 +30,7 @@ def run_reward_bench(
 ) -> None:
     """Score the pairs of `files` (default: LLMBar from HARNESS_DATA) and print accuracies with their intervals."""
     from train.reward_bench import as_comparer, read_pairs, summarise
-    from train.scorers import make_scorer
+    from train.scorers import make_scorer, padding_identity
 
     sources = files or [default_file()]
     pairs = [pair for file in sources for pair in read_pairs(file)]
@@ -41,7 +41,8 @@ def run_reward_bench(
     keys: list[Any] = list(range(len(pairs)))
     known: dict[Any, dict[str, Any]] = {}
     if rows_to is not None:
-        judge = [checkpoint_fingerprint(path), scorer, max_length, dtype]
+        padding = padding_identity(path) if scorer == "bradley_terry" else {}
+        judge = [checkpoint_fingerprint(path), scorer, max_length, dtype, *padding.items()]
         keys = [digest([*judge, pair.chosen, pair.rejected]) for pair in pairs]
         known = known_rows(rows_to)
     missing = [k for k, key in enumerate(keys) if key not in known]

@@ -54,11 +54,16 @@ def refuse_code(folder: Path) -> None:
                 "architecture is one that transformers has."
             )
     for path, template in _chat_templates(folder):
-        if _DUNDER.search(template):
-            raise UnsafeCheckpoint(
-                f"The chat template in {path} uses {_DUNDER.search(template).group()}, which reaches into Python; replace the "
-                "template by the model family's own."
-            )
+        refuse_unsafe_template(path, template)
+
+
+def refuse_unsafe_template(path: Path, template: str) -> None:
+    """Raise UnsafeCheckpoint for a chat template that uses double-underscore names."""
+    if found := _DUNDER.search(template):
+        raise UnsafeCheckpoint(
+            f"The chat template in {path} uses {found.group()}, which reaches into Python; replace the template by the model "
+            "family's own."
+        )
 
 
 def _chat_templates(folder: Path) -> list[tuple[Path, str]]:

@@ -90,8 +90,7 @@ class JudgeStage:
             with self.registry.write() as session:
                 policy = stage.spec.inputs["policy"]
                 checkpoint = records.get_checkpoint(session, policy["fingerprint"], policy["path"])
-                settings = benchmark.answer_settings(chosen, stage.settings)
-                found = records.get_answer_set(session, checkpoint, benchmark.name, chosen["version"], settings, len(questions))
+                found = records.get_answer_set(session, checkpoint, benchmark, chosen, stage.settings, len(questions))
                 records.store_answers(session, found.id, rows)
                 complete_answer_set(session, found.id)
 

@@ -84,6 +84,26 @@ def test_checkpoint_fingerprint_follows_weights_and_template(tiny_llama: Path, t
     assert checkpoint_fingerprint(copy) != checkpoint_fingerprint(tiny_llama)
 
 
+def test_stop_tokens_count_where_only_the_generation_config_names_them(tiny_llama: Path, tmp_path: Path) -> None:
+    """`train.chat.turn_end_ids` stops at the ids of both files."""
+    for file in tiny_llama.iterdir():
+        (tmp_path / file.name).write_bytes(file.read_bytes())
+    plain, end = checkpoint_fingerprint(tiny_llama), json.loads((tmp_path / "config.json").read_text())["eos_token_id"]
+
+    def with_ids(ids: object) -> str:
+        (tmp_path / "generation_config.json").write_text(json.dumps({"eos_token_id": ids, "temperature": 0.3}))
+        return checkpoint_fingerprint(tmp_path)
+
+    (tmp_path / "generation_config.json").unlink()
+    assert checkpoint_fingerprint(tmp_path) == plain
+    assert {with_ids(end), with_ids([end]), with_ids(None), with_ids([])} == {plain}
+    more = with_ids([end, end + 1])
+    assert more != plain and more == with_ids([end + 1, end]) != with_ids([end, end + 2])
+    (tmp_path / "generation_config.json").write_text("[")
+    with pytest.raises(MissingInput, match="generation_config.json is not a JSON object"):
+        checkpoint_fingerprint(tmp_path)
+
+
 def test_not_a_checkpoint(tmp_path: Path) -> None:
     with pytest.raises(MissingInput, match="no config.json"):
         checkpoint_fingerprint(tmp_path)

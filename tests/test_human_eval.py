@@ -212,9 +212,7 @@ def test_the_execute_stage_judges_stored_answers_once(
     answers = {q.id: q.data["canonical_solution"] if i % 2 else "I cannot." for i, q in enumerate(questions)}
     with registry.write() as session:
         checkpoint = records.get_checkpoint(session, fingerprint, tiny_llama)
-        found = records.get_answer_set(
-            session, checkpoint, "human_eval", "starter@test", benchmark.answer_settings(entry, settings), 8
-        )
+        found = records.get_answer_set(session, checkpoint, benchmark, entry, settings, 8)
         rows = [{"question_id": name, "prompt": "p", "text": text, "finish_reason": "stop"} for name, text in answers.items()]
         records.store_answers(session, found.id, rows)
     inputs = {"policy": tiny_llama, "data/human_eval/problems": starter / "human_eval.jsonl"}

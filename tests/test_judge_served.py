@@ -38,6 +38,7 @@ def test_the_judge_is_its_weights_and_how_it_is_served(tmp_path):
     assert made()[0] == "serve:smol-ffffffff"
     assert made()[2]["endpoint"] == "vllm"
     assert made() == made(concurrency=3, requests_per_minute=7, max_usd=None)
+
     def asked(**settings):
         return ServedJudge(tmp_path / "smol", "f" * 64, settings, {}, tmp_path).asked
 

@@ -82,8 +82,7 @@ def answer_all(registry, stage, skip=0):
         with registry.write() as session:
             policy = stage.spec.inputs["policy"]
             checkpoint = records.get_checkpoint(session, policy["fingerprint"], policy["path"])
-            settings = benchmark.answer_settings(chosen, stage.settings)
-            found = records.get_answer_set(session, checkpoint, benchmark.name, chosen["version"], settings, len(questions))
+            found = records.get_answer_set(session, checkpoint, benchmark, chosen, stage.settings, len(questions))
             records.store_answers(session, found.id, rows[: len(rows) - skip])
             complete_answer_set(session, found.id)
 

@@ -54,8 +54,7 @@ class Command:
         rows = [common | {"question_id": q.id, "text": f"Answer to {q.id}."} for q in questions]
         with self.registry.write() as session:
             row = records.get_checkpoint(session, policy.fingerprint, policy.path)
-            answer_settings = benchmark.answer_settings(chosen, node.settings)
-            found = records.get_answer_set(session, row, benchmark.name, chosen["version"], answer_settings, len(questions))
+            found = records.get_answer_set(session, row, benchmark, chosen, node.settings, len(questions))
             records.store_answers(session, found.id, rows)
 
     def __call__(self, *arguments):

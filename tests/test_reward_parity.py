@@ -1,13 +1,14 @@
 """A reward model is used only if a conversation's reward does not depend on what else is in the batch."""
 
 import json
+import shutil
 import sys
 
 import pytest
 
-from core.errors import HarnessError
+from core.errors import HarnessError, MissingInput
 from tests.training import write_jsonl
-from train.reward_parity import PROBES, parity_report, require_parity
+from train.reward_parity import PROBES, main, parity_report, require_parity
 from train.scorers import BradleyTerryScorer
 
 
@@ -76,6 +77,18 @@ def test_another_way_of_scoring_is_compared_too():
     assert require_parity(Steady(), PROBES, others={"vllm": Steady().score})["vllm"] == 0
     with pytest.raises(HarnessError, match="otherwise vllm than alone .*vLLM and transformers read it at another token"):
         require_parity(Steady(), PROBES, others={"vllm": Shifted().score})
+
+
+def test_vllm_is_asked_before_a_scorer_takes_memory_in_a_process_of_its_own(tiny_llama, tmp_path, monkeypatch):
+    """Shown by a fault that vLLM's side meets before its engine starts."""
+    bare = shutil.copytree(tiny_llama, tmp_path / "bare")
+    (bare / "chat_template.jinja").unlink()
+    write_jsonl(tmp_path / "pairs.jsonl", [{"chosen": conversation} for conversation in PROBES])
+    monkeypatch.setattr("train.scorers.BradleyTerryScorer", lambda *a, **k: pytest.fail("the scorer holds the GPU already"))
+    monkeypatch.setattr(sys, "argv", ["reward_parity", str(bare), str(tmp_path / "pairs.jsonl"), "--vllm"])
+    with pytest.raises(MissingInput, match="has no chat template") as refused:
+        main()
+    assert type(refused.value.__cause__).__name__ == "_RemoteTraceback"
 
 
 @pytest.mark.slow

@@ -30,6 +30,9 @@ PAIR = {"chosen": said("Hi", "Hello."), "rejected": said("Hi", "No.")}
         ({"prompt": "Hi", "completion": "Hello."}, {"messages": said("Hi", "Hello.")}),
         ({"prompt": said("Hi", "Hello.", "More?")}, {"messages": said("Hi", "Hello.", "More?")}),
         ({"prompt": "2+2?", "answer": "4"}, {"messages": said("2+2?"), "answer": "4"}),
+        ({"prompt": "2+2?", "answer": 4}, {"messages": said("2+2?"), "answer": "4"}),
+        ({"prompt": "1/2?", "answer": 0.5}, {"messages": said("1/2?"), "answer": "0.5"}),
+        ({"prompt": "Hi", "answer": None}, {"messages": said("Hi")}),
         (PAIR | {"score_chosen": 8.0, "score_rejected": 3}, PAIR | {"chosen_score": 8.0, "rejected_score": 3}),
         ({"prompt": "Hi", "chosen": None, "rejected": None}, {"messages": said("Hi")}),
     ],
@@ -53,6 +56,8 @@ def test_trl_extracts_the_same_prompt() -> None:
         ({"chosen": "Hi Hello.", "rejected": "Hi No."}, "text without a prompt"),
         ({"messages": [{"from": "human", "value": "x"}]}, "no 'role'"),
         ({"messages": ["x"]}, "write messages as"),
+        ({"prompt": "2+2?", "answer": [4]}, r"answer is \[4\]; write it as text or a number"),
+        ({"prompt": "Is it?", "answer": True}, "answer is True; write it as text"),
         ("x", "write messages as"),
     ],
 )

@@ -99,9 +99,9 @@ class RewardCache:
         self.cache.add_rewards([(reward_key(identity, ids), reward) for ids, reward in rewards.items()])
 
 
-def reward_identity(kind: str, fingerprint: str, dtype: str, max_length: int) -> str:
+def reward_identity(kind: str, fingerprint: str, dtype: str, max_length: int, **more: Any) -> str:
     """What besides the tokens decides a reward."""
-    return digest({"kind": kind, "fingerprint": fingerprint, "dtype": dtype, "max_length": max_length})
+    return digest({"kind": kind, "fingerprint": fingerprint, "dtype": dtype, "max_length": max_length} | more)
 
 
 def reward_key(identity: str, ids: tuple[int, ...]) -> bytes:

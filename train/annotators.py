@@ -14,7 +14,7 @@ from core.stage import Spec
 from train.annotation_cache import AnnotationCache, RewardCache, reward_identity
 from train.plugins import find_plugin
 from train.rules import RULES, find_rule
-from train.scorers import DTYPES, SCORERS, Scorer, make_scorer
+from train.scorers import DTYPES, SCORERS, BradleyTerryScorer, Scorer, make_scorer, padding_identity
 
 JUDGE = "judge"
 """Name of the scorer that is an LLM judge."""
@@ -72,7 +72,8 @@ def make_annotator(spec: Spec, member: dict[str, Any]) -> Annotator:
         annotator = RankAnnotator(scorer, {key: member[key] for key in ("tournament", "seed") if key in member})
     if given and hasattr(scorer, "identity"):
         dtype = DTYPES[member.get("dtype", "auto")]
-        scorer.identity = reward_identity(member["scorer"], given["fingerprint"], dtype, member["max_length"])
+        padding = padding_identity(Path(given["path"])) if isinstance(scorer, BradleyTerryScorer) else {}
+        scorer.identity = reward_identity(member["scorer"], given["fingerprint"], dtype, member["max_length"], **padding)
         scorer.cache = annotator.cache = RewardCache(cache_of(spec))
     return annotator
 

@@ -4,11 +4,11 @@ Every engine and trainer takes the ids made here, so that a rendered string is n
 special tokens added (two BOS on Llama-3).
 """
 
-import json
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from core.errors import MissingInput, RecipeError
+from core.fingerprint import eos_token_ids
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -23,7 +23,10 @@ def load_tokenizer(checkpoint: Path) -> "PreTrainedTokenizerBase":
 
     tokenizer = AutoTokenizer.from_pretrained(str(checkpoint), trust_remote_code=False, local_files_only=True)
     if not tokenizer.chat_template:
-        raise MissingInput(f"{checkpoint} has no chat template; put the model's chat_template.jinja beside its tokenizer.json.")
+        raise MissingInput(
+            f"{checkpoint} has no chat template; put the model's chat_template.jinja beside its tokenizer.json, or set "
+            "chat_template of that model in the recipe, e.g. base.chat_template."
+        )
     return tokenizer
 
 
@@ -86,22 +89,14 @@ def turn_end_ids(tokenizer: "PreTrainedTokenizerBase", checkpoint: Path | None =
     if tokenizer.eos_token_id is not None:
         found.add(tokenizer.eos_token_id)
     for name in ("config.json", "generation_config.json") if checkpoint else ():
-        file = Path(checkpoint) / name
-        if file.is_file():
-            found.update(_as_list(json.loads(file.read_text()).get("eos_token_id")))
-    template_end = _template_turn_end(tokenizer)
+        found.update(eos_token_ids(Path(checkpoint) / name))
+    template_end = template_turn_end(tokenizer)
     if template_end is not None:
         found.add(template_end)
     return sorted(found)
 
 
-def _as_list(value: Any) -> list[int]:
-    if value is None:
-        return []
-    return [value] if isinstance(value, int) else list(value)
-
-
-def _template_turn_end(tokenizer: "PreTrainedTokenizerBase") -> int | None:
+def template_turn_end(tokenizer: "PreTrainedTokenizerBase") -> int | None:
     """The special token that the template writes right after an assistant's text, if any."""
     answer = "The answer ends here"
     messages = [{"role": "user", "content": "A question"}, {"role": "assistant", "content": answer}]

@@ -26,6 +26,7 @@ from train.mixing import at_most_per_prompt, in_seeded_order, repeated, weighted
 from train.near_duplicates import PromptIndex
 from train.readers import CONTAMINATES, READERS
 from train.splits import Files, held_out_groups, prompt_text, remove_like_held_out, split, system_text, verify
+from train.standard_rows import margin_of
 
 NEAR_DUPLICATES = 0.8
 EXAMPLES = 50
@@ -115,6 +116,8 @@ def read_sources(stage: Stage, count_tokens: Callable[[str], int]) -> tuple[list
         files = [stage.input(name) for name in described["files"]]
         read = READERS[source.reader](files, **described.get("options", {}))
         kept = [row for raw in read if (row := sound(raw, source, count_tokens))]
+        if stage.settings.get("margins"):
+            require_margins(kept, source)
         if not kept:
             why = ", ".join(f"{rule} {count}" for rule, count in source.dropped.most_common()) or "the files are empty"
             raise RecipeError(
@@ -150,6 +153,8 @@ def sound(raw: Row, source: Source, count_tokens: Callable[[str], int] = count_b
     row = {"id": f"{source.name}/{raw['id']}", "source": source.name}
     if source.use == "preferences":
         row |= {side: clean(raw[side]) for side in ("chosen", "rejected")}
+        if (margin := margin_of(raw)) is not None:
+            row["margin"] = margin
     else:
         messages = clean(raw["messages"] if "messages" in raw else raw["chosen"])
         if source.use == "prompts" and messages and messages[-1]["role"] == "assistant":
@@ -164,6 +169,16 @@ def sound(raw: Row, source: Source, count_tokens: Callable[[str], int] = count_b
         source.dropped[fault] += 1
         return None
     return row
+
+
+def require_margins(rows: list[Row], source: Source) -> None:
+    """Raise RecipeError for a pair without margin, where a reward model is to be trained with them."""
+    without = [row["id"] for row in rows if "chosen" in row and "margin" not in row]
+    if without:
+        raise RecipeError(
+            f"{len(without)} of {len(rows)} pairs of {source.name} (first: {without[0]}) have neither a margin nor chosen_score "
+            "and rejected_score; set reward.margin and gold_reward.margin to false, or leave the source out."
+        )
 
 
 def clean(messages: list[dict[str, str]]) -> list[dict[str, str]]:

@@ -28,8 +28,8 @@ def demonstration(row: Mapping[str, Any], number: int, place: str) -> dict[str, 
         if any(name in row for name in COLUMNS):
             return {"dropped": "empty"}
         raise MissingInput(
-            f"Row {number} of {place} has columns {', '.join(row) or 'none'}; demonstrations have {' or '.join(CONVERSATION)}, or "
-            f"one of {', '.join(QUESTION)} with one of {', '.join(ANSWER)}."
+            f"Row {number} of {place} has columns {', '.join(row) or 'none'}; demonstrations have {' or '.join(CONVERSATION)}, "
+            f"or one of {', '.join(QUESTION)} with one of {', '.join(ANSWER)}."
         )
     extra = str(row.get("input") or "").strip()
     asked = f"{question}\n\n{extra}" if extra else str(question)

@@ -1,9 +1,9 @@
 """Readers: one small function per source format, all giving the same rows.
 
-preference rows {"id", "chosen": [messages], "rejected": [messages]}, with "chosen_score" and "rejected_score" where the
-source has scores; prompt and demonstration rows {"id", "messages"}, a prompt with its "answer" where the source knows what is
-right. A source row that holds no preference (a tie, one reply only) becomes {"dropped": rule}, so that it is counted and not
-lost. A reader is called with the source's files and options; adding one is a function here and a line in READERS.
+preference rows {"id", "chosen": [messages], "rejected": [messages]}, with "chosen_score" and "rejected_score", or "margin",
+where the source has them; prompt and demonstration rows {"id", "messages"}, a prompt with its "answer" where the source knows
+what is right. A source row that holds no preference (a tie, one reply only) becomes {"dropped": rule}, so that it is counted and
+not lost. A reader is called with the source's files and options; adding one is a function here and a line in READERS.
 """
 
 import gzip
@@ -16,6 +16,8 @@ from typing import Any
 
 from core.errors import MissingInput
 from train.chat import Message
+from train.demonstrations import COLUMNS as DEMONSTRATION
+from train.demonstrations import demonstrations_of
 from train.standard_rows import COLUMNS, standard_row
 
 Row = dict[str, Any]
@@ -235,8 +237,9 @@ def alpaca_answers(files: list[Path]) -> Iterator[Row]:
 
 
 def preference_parquet(files: list[Path]) -> Iterator[Row]:
-    """Parquet tables of the RLHFlow standard: columns chosen and rejected, each a list of {role, content}; scores if there."""
-    rows = _parquet_rows(files, ["chosen", "rejected"], ["chosen_score", "rejected_score"])
+    """Parquet tables of the RLHFlow standard: columns chosen and rejected, each a list of {role, content}; scores and
+    margin if there."""
+    rows = _parquet_rows(files, ["chosen", "rejected"], ["chosen_score", "rejected_score", "margin"])
     for number, row in enumerate(rows):
         sides = {side: plain_messages(row.pop(side)) for side in ("chosen", "rejected")}
         yield {"id": str(number)} | sides | row
@@ -254,6 +257,15 @@ def messages_parquet(files: list[Path]) -> Iterator[Row]:
     for number, row in enumerate(_parquet_rows(files, [], ["messages", "conversations"])):
         found = row.get("messages") or row.get("conversations") or []
         yield {"id": str(number), "messages": [_chat_message(message) for message in found]}
+
+
+def demonstrations(files: list[Path]) -> Iterator[Row]:
+    """Demonstrations in Parquet or JSON files, in any of the forms of `train.demonstrations`."""
+    yield from demonstrations_of(
+        (str(file), row)
+        for file in files
+        for row in (_parquet_rows([file], [], DEMONSTRATION) if file.suffix == ".parquet" else read_objects(file))
+    )
 
 
 def _chat_message(message: dict[str, Any]) -> Message:
@@ -315,6 +327,7 @@ READERS: dict[str, Callable[..., Iterator[Row]]] = {
     "preference_parquet": preference_parquet,
     "prompt_parquet": prompt_parquet,
     "messages_parquet": messages_parquet,
+    "demonstrations": demonstrations,
     "ultrafeedback": ultrafeedback,
     "helpsteer": helpsteer,
     "shp": shp,

@@ -27,6 +27,8 @@ class RewardForward:
 
     def __init__(self, model: Any, batch_tokens: int):
         self.model, self.batch_tokens = model, batch_tokens
+        # Only `_shared` reads keys and values, and asks for them; encoders know no such argument.
+        model.config.get_text_config().use_cache = False
         self.shares = can_share(model)
         self._checked = False
 

@@ -9,6 +9,8 @@ attends to padding: its rewards depend on what else is in the batch, and must no
 import argparse
 import json
 from collections.abc import Callable, Sequence
+from concurrent.futures import ProcessPoolExecutor
+from multiprocessing import get_context
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -94,19 +96,19 @@ def require_parity(
 
 
 def vllm_scores(checkpoint: Path, conversations: list[list[Message]], *, max_length: int, dtype: str = "float32") -> list[float]:
-    """Raw rewards of vLLM's pooling engine for the same token ids, in a process of this machine's size."""
+    """Raw rewards of vLLM's pooling engine for the same token ids; only the end of the process surely frees what it takes."""
     import os
 
     import torch
 
+    tokenizer = load_tokenizer(checkpoint)
+    prompts = [{"prompt_token_ids": render(tokenizer, one, add_generation_prompt=False)[1]} for one in conversations]
     os.environ.setdefault("VLLM_ENABLE_V1_MULTIPROCESSING", "0")
     if not torch.cuda.is_available():
         os.environ.setdefault("VLLM_CPU_KVCACHE_SPACE", "1")
         os.environ.setdefault("VLLM_CPU_OMP_THREADS_BIND", "nobind")
     from vllm import LLM, PoolingParams
 
-    tokenizer = load_tokenizer(checkpoint)
-    prompts = [{"prompt_token_ids": render(tokenizer, one, add_generation_prompt=False)[1]} for one in conversations]
     engine = LLM(model=str(checkpoint), runner="pooling", dtype=dtype, max_model_len=max_length, enforce_eager=True)
     # vLLM's default gives the sigmoid.
     outputs = engine.classify(prompts, pooling_params=PoolingParams(use_activation=False), use_tqdm=False)
@@ -126,10 +128,15 @@ def main() -> None:
     parser.add_argument("--vllm", action="store_true", help="also through vLLM's pooling engine")
     given = parser.parse_args()
     conversations: list[Any] = [row["chosen"] for row in read_rows(given.pairs)[: given.limit]]
+    dtype, others = DTYPES[given.dtype], {}
+    if given.vllm:
+        # First and in a process of its own: vLLM starts only where its share of the GPU is free, and has freed it at the end.
+        with ProcessPoolExecutor(1, mp_context=get_context("spawn")) as alone:
+            asked = alone.submit(vllm_scores, given.checkpoint, conversations, max_length=given.max_length, dtype=dtype)
+            rewards = asked.result()
+        others["vllm"] = lambda rows: rewards
     scorer = BradleyTerryScorer(given.checkpoint, max_length=given.max_length, dtype=given.dtype)
-    dtype = DTYPES[given.dtype]
-    others = {"vllm": lambda rows: vllm_scores(given.checkpoint, rows, max_length=given.max_length, dtype=dtype)}
-    print(json.dumps(require_parity(scorer, conversations, dtype, others if given.vllm else None), indent=1))
+    print(json.dumps(require_parity(scorer, conversations, dtype, others), indent=1))
 
 
 if __name__ == "__main__":

@@ -8,6 +8,7 @@ Bradley-Terry reward models and pairwise preference models ship; others come by 
 The scorer renders with its own tokenizer and template, never the policy's. Its score is the raw logit, unbounded.
 """
 
+import json
 import math
 import time
 from collections.abc import Callable
@@ -32,7 +33,14 @@ if TYPE_CHECKING:
 __all__ = ["SCORERS", "BradleyTerryScorer", "Scorer", "keep_end", "length_batches", "make_scorer"]
 
 DTYPES = {"auto": "float32", "float32": "float32", "bfloat16": "bfloat16", "float16": "float16"}
-"""`auto` is float32 everywhere: bfloat16 moved rewards by about 0.13, more than many margins between answers."""
+"""`auto` is float32, on a GPU too: bfloat16 moved rewards by about 0.13, more than many margins between answers, and `auto` is
+part of what a reward is kept under, so that it may not depend on the machine. The paper's code scores in bfloat16, several times
+faster on a GPU: `annotate.dtype: bfloat16`."""
+
+BATCH_TOKENS = {"cpu": 1024, "cuda": 65536}
+"""Padded tokens of a forward pass, on a GPU for two bytes a value: keys and values of Llama-3-8B take 8 GiB then, and those of
+the beginnings that answers share as much again. A CPU gains nothing from more rows at once: 4,096 tokens took 1.6 times as long
+as 1,024 (hidden size 576, AVX-512)."""
 
 
 def prepare_scoring(dtype: str, resources: dict[str, Any]) -> tuple["torch.device", int]:
@@ -47,8 +55,28 @@ def prepare_scoring(dtype: str, resources: dict[str, Any]) -> tuple["torch.devic
     if "threads" in resources:
         torch.set_num_threads(resources["threads"])
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    # A CPU gains nothing from more rows at once: 4,096 tokens took 1.6 times as long as 1,024 (hidden size 576, AVX-512).
-    return device, resources.get("batch_tokens", 65536 if device.type == "cuda" else 1024)
+    return device, resources.get("batch_tokens", default_batch_tokens(device.type, DTYPES[dtype]))
+
+
+def default_batch_tokens(device: str, dtype: str) -> int:
+    """Padded tokens of a forward pass on a `cpu` or `cuda` device: in float32 a quarter on a GPU, where the weights, too, take
+    twice the room."""
+    tokens = BATCH_TOKENS[device]
+    return tokens // 4 if device == "cuda" and dtype == "float32" else tokens
+
+
+def padding_identity(checkpoint: Path) -> dict[str, int]:
+    """{"padding": 0} for a checkpoint whose padding token is token 0 and named by its tokenizer alone, else nothing.
+
+    Part of what its rewards are kept under: they are not those of a reading that takes token 0 for none, at another position.
+    """
+    from transformers import AutoTokenizer
+
+    config = Path(checkpoint) / "config.json"
+    if not config.is_file() or json.loads(config.read_text()).get("pad_token_id") is not None:
+        return {}
+    tokenizer = AutoTokenizer.from_pretrained(str(checkpoint), trust_remote_code=False, local_files_only=True)
+    return {"padding": 0} if tokenizer.pad_token_id == 0 else {}
 
 
 class Scorer(Protocol):
@@ -88,7 +116,8 @@ class BradleyTerryScorer:
                 f"{checkpoint} has {model.config.num_labels} outputs; a Bradley-Terry scorer needs a model with one."
             )
         if model.config.pad_token_id is None:
-            model.config.pad_token_id = self.tokenizer.pad_token_id or self.tokenizer.eos_token_id
+            pad = self.tokenizer.pad_token_id
+            model.config.pad_token_id = self.tokenizer.eos_token_id if pad is None else pad
         self.model = model.to(self.device)
         pack_linear_layers(self.model)
         self.forward = RewardForward(self.model, self.batch_tokens)

@@ -5,13 +5,16 @@
     {"messages": [messages]}, {"prompt": P, "completion": R}       demonstrations; prompts where no reply ends them
     {"prompt": P}                                                  prompts
 
-P and R are text or a list of messages {"role", "content"}. Optional: id, answer (what is right, for rules), chosen_score and
-rejected_score (score_chosen and score_rejected are taken too). Source of trl's forms: its docs, dataset_formats.md.
+P and R are text or a list of messages {"role", "content"}. Optional: id, answer (what is right, for rules: text or a number),
+margin (by how much chosen is better, for reward models), chosen_score and rejected_score (score_chosen and score_rejected are
+taken too). Source of trl's forms: its docs, dataset_formats.md.
 """
 
+import math
 from typing import Any
 
 from core.errors import MissingInput
+from train.filters import scores_of
 
 Row = dict[str, Any]
 _SCORES = {
@@ -22,7 +25,7 @@ _SCORES = {
 }
 
 
-COLUMNS = ("id", "prompt", "chosen", "rejected", "messages", "completion", "answer", *_SCORES)
+COLUMNS = ("id", "prompt", "chosen", "rejected", "messages", "completion", "answer", "margin", *_SCORES)
 """What is read of a table."""
 
 
@@ -37,10 +40,28 @@ def standard_row(row: Any, number: int, place: str) -> Row:
             f"{place}, row {number + 1} has neither messages, prompt nor chosen and rejected; it is no row of ours."
         )
     identity = row.get("id")
-    kept = {name: row[key] for key, name in _SCORES.items() if key in row} | (
-        {"answer": row["answer"]} if "answer" in row else {}
-    )
+    kept = {name: row[key] for key, name in _SCORES.items() if key in row}
+    answer = row.get("answer")
+    if answer is not None:
+        if isinstance(answer, bool) or not isinstance(answer, str | int | float):
+            raise MissingInput(f"{place}, row {number + 1}: answer is {answer!r}; write it as text or a number.")
+        kept["answer"] = str(answer)
+    if "chosen" in made and row.get("margin") is not None:
+        kept["margin"] = row["margin"]
     return {"id": str(number if identity is None else identity)} | made | kept
+
+
+def margin_of(row: Row) -> float | None:
+    """By how much the chosen answer of a pair is better: its `margin`, else chosen_score - rejected_score; None where neither is
+    a number.
+
+    Raises RecipeError for scores that are no numbers.
+    """
+    margin = row.get("margin")
+    if margin is None and (scores := scores_of(row)) is not None:
+        margin = scores[0] - scores[1]
+    number = isinstance(margin, int | float) and not isinstance(margin, bool) and math.isfinite(margin)
+    return float(margin) if number else None
 
 
 def _conversations(row: Row) -> Row:

@@ -14,6 +14,7 @@ from evals.benchmark import Message
 from evals.held_out_reward import HeldOutReward
 from evals.judges.judge import JudgedBenchmark, Task
 from evals.verdict import Verdict
+from train.scorers import padding_identity
 
 # Verdicts per commit: what a crash can cost.
 _BATCH = 64
@@ -39,7 +40,8 @@ class RewardModelJudge:
         self._known: dict[str, float] = {}
 
     def config(self, benchmark: JudgedBenchmark, files: Mapping[str, Path]) -> dict[str, Any]:
-        return {"benchmark": benchmark.name, "rule": benchmark.reward_rule, "max_length": self.max_length, "dtype": self.dtype}
+        config = {"benchmark": benchmark.name, "rule": benchmark.reward_rule}
+        return config | {"max_length": self.max_length, "dtype": self.dtype} | padding_identity(self.checkpoint)
 
     def remember(self, raws: Iterable[Mapping[str, Any]]) -> None:
         """Take over what earlier verdicts of this same judge say of the baselines, which every checkpoint meets again."""
@@ -105,7 +107,9 @@ class HeldOutRewardJudge:
 
     def config(self, benchmark: HeldOutReward, files: Mapping[str, Path]) -> dict[str, Any]:
         rule = f"raw {self.value_role} reward"
-        return {"benchmark": benchmark.name, "rule": rule, "max_length": self.max_length, "dtype": self.dtype} | self.fingerprints
+        config = {"benchmark": benchmark.name, "rule": rule, "max_length": self.max_length, "dtype": self.dtype}
+        padded = [role for role, (checkpoint, _) in self.models.items() if padding_identity(checkpoint)]
+        return config | self.fingerprints | ({"padding_0": padded} if padded else {})
 
     def judge(
         self,

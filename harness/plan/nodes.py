@@ -9,12 +9,12 @@ from harness.recipe import Evaluate
 # Raised when a program's result changes for the same settings and inputs.
 VERSIONS = {
     "train.convert": 1,
-    "train.data": 2,  # groups of like prompts, exact check of what is held out
+    "train.data": 3,  # groups of like prompts, exact check of what is held out; margins, answers as text
     "train.sft": 2,  # spans by text, isolated packing
     "train.reward": 2,  # calibration, length bias, files of held-out scores
     "train.preference": 1,
     "train.generate": 1,
-    "train.annotate": 1,
+    "train.annotate": 2,  # a padding token 0 is one
     "train.pairs": 3,  # win rates, length gaps; penalised scores, counts of lost pairs
     "train.heldout": 1,
     "train.best_of_n": 1,
@@ -25,7 +25,7 @@ VERSIONS = {
     "evals.lm_eval_stage": 1,
     "evals.execute": 2,  # tests apart from the code, added tests
     "evals.metrics": 1,
-    "evals.judged": 2,  # intervals, metric names, statistics, replies by content
+    "evals.judged": 3,  # intervals, metric names, statistics, replies by content; a reward model's padding token 0 is one
 }
 
 

