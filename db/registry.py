@@ -5,8 +5,8 @@
     with registry.read() as session: ...      # the database refuses writes
 
 Guarantee: what `write` commits survives the death of any process. Several processes may write; on SQLite they take
-turns, on PostgreSQL a row that is read in order to be changed is locked with `select(...).with_for_update()` (SQLite
-ignores it, having locked the whole database). It costs the writers of SQLite their concurrency: keep transactions short.
+turns; on PostgreSQL they write side by side (READ COMMITTED), and what two may change at once is changed by one statement
+(`db.record`), not read and written back. It costs the writers of SQLite their concurrency: keep transactions short.
 """
 
 from collections.abc import Iterator

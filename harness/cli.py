@@ -19,8 +19,12 @@ app = typer.Typer(
     rich_markup_mode=None,
     epilog="Start here: harness doctor; harness train-and-eval quickstart; harness leaderboard; harness dashboard",
 )
-data_app = typer.Typer(help="Public data: what there is, where it was found, downloads and checks.", no_args_is_help=True)
-db_app = typer.Typer(help="The registry's schema.", no_args_is_help=True)
+data_app = typer.Typer(
+    help="Public data: what there is, where it was found, downloads and checks.",
+    epilog="Examples: harness data list   |   harness data fetch alpaca_eval   |   harness data build public",
+    no_args_is_help=True,
+)
+db_app = typer.Typer(help="The registry's schema.", epilog="Example: harness db upgrade", no_args_is_help=True)
 ALL_BENCHMARKS = "alpaca_eval,arena_hard,mt_bench,human_eval,truthful_qa"
 add_commands(app)
 add_data_commands(data_app)
@@ -221,11 +225,13 @@ def data_list(as_json: AsJson = False) -> None:
 
 
 @data_app.command("fetch", epilog="Example: harness data fetch hh_rlhf_harmless_test human_eval")
-def data_fetch(names: Annotated[list[str], typer.Argument(help="Names from `harness data list`.")]) -> None:
-    """Download data sets at their pinned revisions, checked against their sha256, into HARNESS_HOME/data."""
+def data_fetch(
+    names: Annotated[list[str], typer.Argument(help="Names from `harness data list`.")], as_json: AsJson = False
+) -> None:
+    """Download data sets, checked against their sha256, into HARNESS_HOME/data. Sets of the hub are pinned by the first fetch."""
     from harness.commands import fetch_data
 
-    fetch_data(names)
+    fetch_data(names, as_json)
 
 
 @data_app.command("verify", epilog="Example: harness data verify")
@@ -240,13 +246,17 @@ def data_verify(
 
 
 @db_app.command("upgrade", epilog="Example: harness db upgrade --db postgresql://user@host/harness")
-def db_upgrade(db: Database = None) -> None:
+def db_upgrade(db: Database = None, as_json: AsJson = False) -> None:
     """Bring the registry's schema to this version."""
     from db import Registry
+    from harness.console import emit_json
 
     registry = Registry(db)
     before, after = registry.upgrade()
-    typer.echo(f"{registry.place}: {before or 'empty'} -> {after}")
+    if as_json:
+        emit_json({"registry": registry.place, "before": before, "after": after})
+    else:
+        typer.echo(f"{registry.place}: {before or 'empty'} -> {after}")
 
 
 def version_callback(value: bool) -> None:

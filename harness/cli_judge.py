@@ -4,7 +4,11 @@ from typing import Annotated
 
 import typer
 
-app = typer.Typer(help="Can a judge be trusted: calibrations, canaries, biases.", no_args_is_help=True)
+app = typer.Typer(
+    help="Can a judge be trusted: calibrations, canaries, biases.",
+    epilog="Examples: harness judge calibrate openai:gpt-4.1   |   harness judge show",
+    no_args_is_help=True,
+)
 
 Database = Annotated[
     str | None, typer.Option("--db", help="Registry URL (default: HARNESS_DB, else SQLite in HARNESS_HOME).", show_default=False)

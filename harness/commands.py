@@ -279,11 +279,13 @@ def print_data(as_json: bool) -> None:
     Console().print(table)
 
 
-def fetch_data(names: list[str]) -> None:
-    """`harness data fetch`."""
-    from harness.data import fetch
+def fetch_data(names: list[str], as_json: bool = False) -> None:
+    """`harness data fetch`. As JSON: the files that are here now, as `harness data verify` finds them."""
+    from harness.data import fetch, verify
 
-    fetch(names, lambda text: typer.echo(text))
+    fetch(names, lambda text: typer.echo(text, err=as_json))
+    if as_json:
+        emit_json(verify(names))
 
 
 def verify_data(names: list[str], as_json: bool) -> None:

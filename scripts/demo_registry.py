@@ -13,6 +13,7 @@ import sys
 import tempfile
 from contextlib import closing
 from pathlib import Path
+from typing import Any
 
 from dashboard.demo import BUNDLED
 
@@ -29,8 +30,8 @@ def main(source: Path) -> None:
             with new:
                 for table, columns in _PRIVATE.items():
                     new.execute(f"UPDATE {table} SET {', '.join(f'{column} = NULL' for column in columns)}")
-                _drop_paths(new, "checkpoint", "provenance")
-                _drop_paths(new, "run", "environment")
+                for table, column in (("checkpoint", "provenance"), ("run", "environment"), ("stage", "metrics")):
+                    _drop_places(new, table, column)
             new.execute("PRAGMA journal_mode = DELETE")
             new.execute("VACUUM")
         content = copy.read_bytes()
@@ -42,11 +43,22 @@ def main(source: Path) -> None:
     print(f"{BUNDLED}: {BUNDLED.stat().st_size / 1024:.0f} KiB")
 
 
-def _drop_paths(database: sqlite3.Connection, table: str, column: str) -> None:
-    """Take entries that are absolute paths out of a JSON column."""
+def _drop_places(database: sqlite3.Connection, table: str, column: str) -> None:
+    """Take hosts and entries that are absolute paths out of a JSON column."""
     for identity, text in database.execute(f"SELECT id, {column} FROM {table}").fetchall():
-        kept = {k: v for k, v in json.loads(text).items() if not (isinstance(v, str) and v.startswith("/"))}
-        database.execute(f"UPDATE {table} SET {column} = ? WHERE id = ?", (json.dumps(kept), identity))
+        kept = json.dumps(without_places(json.loads(text)))
+        database.execute(f"UPDATE {table} SET {column} = ? WHERE id = ?", (kept, identity))
+
+
+def without_places(value: Any) -> Any:
+    """A JSON value without entries called `host` and without texts that are absolute paths, at any depth."""
+    if isinstance(value, dict):
+        return {k: without_places(v) for k, v in value.items() if k != "host" and not _is_path(v)}
+    return [without_places(v) for v in value if not _is_path(v)] if isinstance(value, list) else value
+
+
+def _is_path(value: Any) -> bool:
+    return isinstance(value, str) and value.startswith("/")
 
 
 if __name__ == "__main__":

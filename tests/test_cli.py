@@ -50,12 +50,24 @@ def test_help_imports_nothing_heavy(harness) -> None:
 
 def test_every_command_has_help() -> None:
     """Every command and subcommand prints its help, with an example where it does something."""
-    found = {" ".join(path): command for path, command in _commands(typer.main.get_command(app))}
-    assert {"train-and-eval", "eval", "compare", "rescore", "import", "export", "judge calibrate", "rejudge"} <= set(found)
-    for path, command in found.items():
+    found = {" ".join(path) for path, _ in _commands(typer.main.get_command(app))}
+    assert {
+        "train-and-eval",
+        "eval",
+        "compare",
+        "rescore",
+        "import",
+        "export",
+        "judge calibrate",
+        "rejudge",
+        "judge",
+        "data",
+        "db",
+    } <= found
+    for path in found:
         result = CliRunner().invoke(app, [*path.split(), "--help"])
         assert result.exit_code == 0 and "Usage:" in result.stdout, path
-        assert hasattr(command, "commands") or "harness " in result.stdout, f"{path} has no example"
+        assert f"harness {path}" in " ".join(result.stdout.split()), f"{path} has no example"
 
 
 def _commands(group, path: tuple[str, ...] = ()):
@@ -165,3 +177,14 @@ def test_a_disk_that_fills_up_inside_a_stage_seals_nothing(tmp_path: Path, make_
     assert result.returncode == 2, result.stderr
     assert "DiskFull: " in result.stderr and "free space there" in result.stderr and "Traceback" not in result.stderr
     assert result.stderr.strip().splitlines()[-1].endswith(".partial"), "only the resumable partial directory is left"
+
+
+def test_the_schema_s_upgrade_can_be_read_by_a_program(harness, tmp_path: Path) -> None:
+    said = [json.loads(harness("db", "upgrade", "--json", "--db", f"sqlite:///{tmp_path / 'r.db'}").stdout) for _ in range(2)]
+    assert said[0]["before"] is None and said[0]["after"] == said[1]["before"] == said[1]["after"]
+
+
+def test_a_fetch_says_what_is_here_now(harness) -> None:
+    result = harness("data", "fetch", "starter_prompts", "--json")
+    rows = json.loads(result.stdout)
+    assert result.returncode == 0 and {(row["name"], row["state"]) for row in rows} == {("starter_prompts", "ok")}, rows
