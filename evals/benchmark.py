@@ -101,7 +101,8 @@ class Benchmark(ABC):
     headline: ClassVar[str]
     """Metric shown on the leaderboard. A benchmark may mark another metric where this one cannot be computed."""
     headline_category: ClassVar[str | None] = None
-    """The only category of questions that the headline is of; None: of all. Paired tests keep to it."""
+    """The only category of questions that the headline is of; None: of all. Paired tests keep to it; metrics of the others
+    end in their category's name."""
     unit: ClassVar[str] = "percent"
     """percent: verdicts in [0, 1], shown times 100; rating: verdicts and scores 1..10; reward: raw."""
     default_decoding: ClassVar[dict[str, Any]] = {"temperature": 0.0, "top_p": 1.0, "max_tokens": 2048}
@@ -140,10 +141,14 @@ class Benchmark(ABC):
         return int((self.default_decoding | dict(overrides or {})).get("n", 1))
 
     def answer_settings(self, entry: Mapping[str, Any], stage_settings: Mapping[str, Any]) -> dict[str, Any]:
-        """`answer_set.settings`: all that decides the answers beside the checkpoint and the data.
+        """`answer_set.settings`: what decides the answers beside the checkpoint and the data, and whether two rows may rank
+        together, since their hash is part of the comparability group.
 
-        `entry` is this benchmark's element of the stage's `benchmarks` list. The sample's seed counts only where a
-        sample is drawn, so that full runs of recipes with different seeds rank together.
+        `entry` is this benchmark's element of the stage's `benchmarks` list. In: sample, decoding, engine, template, system
+        prompt, and, where they are not the defaults ("auto", `DEFAULT_CONTEXT` tokens), dtype and the context that prompt and
+        answer have to fit. Out: batch sizes and the like, which change speed alone, and the run's seed
+        (`answer_conditions`). The sample's seed counts only where a sample is drawn, so that full runs of recipes with
+        different seeds rank together.
         """
         limit = entry.get("limit")
         settings: dict[str, Any] = {"limit": limit, "sample_seed": entry.get("sample_seed", 0) if limit else 0}
@@ -156,24 +161,25 @@ class Benchmark(ABC):
             }
             if stage_settings.get("dtype", "auto") != "auto":
                 settings["dtype"] = stage_settings["dtype"]
+            settings |= context_setting(stage_settings)
         else:
             settings |= {"chat_template": False}
         return settings | self.identity
 
     def answer_conditions(self, entry: Mapping[str, Any], stage_settings: Mapping[str, Any]) -> dict[str, Any]:
-        """What also decides the answers, though rows that differ in it may rank together: the room for prompt and answer, and,
-        where sampling is at a temperature, its seed. Only what differs from `DEFAULT_CONTEXT` and `DEFAULT_SEED` is named.
-
-        Part of the answer set's key, so that other conditions are answered anew, and of no comparability group.
-        """
-        conditions: dict[str, Any] = {}
-        if stage_settings.get("max_model_len", DEFAULT_CONTEXT) != DEFAULT_CONTEXT:
-            conditions["max_model_len"] = stage_settings["max_model_len"]
+        """What else is in the answer set's key, and in no comparability group: where answers are sampled at a temperature,
+        the run's seed, unless it is `DEFAULT_SEED`. Another seed draws other answers, which rank with the first."""
         temperature = (self.default_decoding | dict(entry.get("decoding") or {})).get("temperature", 0.0)
         sampled = any(temperature.values()) if isinstance(temperature, Mapping) else bool(temperature)
-        if self.kind == "generation" and sampled and stage_settings.get("seed", DEFAULT_SEED) != DEFAULT_SEED:
-            conditions["seed"] = stage_settings["seed"]
-        return conditions
+        seed = stage_settings.get("seed", DEFAULT_SEED)
+        return {"seed": seed} if self.kind == "generation" and sampled and seed != DEFAULT_SEED else {}
+
+
+def context_setting(stage_settings: Mapping[str, Any]) -> dict[str, Any]:
+    """{"max_model_len": tokens} for `answer_settings`, where it is not `DEFAULT_CONTEXT`: which answers fit, and how long they
+    may grow."""
+    context = stage_settings.get("max_model_len", DEFAULT_CONTEXT)
+    return {} if context == DEFAULT_CONTEXT else {"max_model_len": context}
 
 
 def answer_set_key(

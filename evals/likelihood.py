@@ -16,7 +16,7 @@ from db.models import Evaluation
 from db.record import complete_answer_set
 from db.registry import Registry
 from evals import records
-from evals.benchmark import PROMPT_TOO_LONG, Question, ScoreRow, files_of, get_benchmark
+from evals.benchmark import DEFAULT_CONTEXT, PROMPT_TOO_LONG, Question, ScoreRow, context_setting, files_of, get_benchmark
 from evals.knowledge.logprobs import Likelihood, encode_text, leading_bos, make_likelihood
 from evals.verdict import Verdict
 from train.chat import render
@@ -54,16 +54,17 @@ def likelihood_settings(entry: Mapping[str, Any], stage_settings: Mapping[str, A
 
     With the chat template the whole context becomes one user turn (after the system prompt, if any), and the space before
     the answer goes, as in lm-evaluation-harness 0.4.13 under --apply_chat_template (`ConfigurableTask.construct_requests`).
+    A context other than the default is named where vLLM is the engine; transformers has the model's own.
     """
-    chat = bool(entry.get("chat_template"))
+    chat, engine = bool(entry.get("chat_template")), stage_settings.get("likelihood_engine", "transformers")
     return {
         "dtype": stage_settings.get("dtype", "auto"),
-        "engine": stage_settings.get("likelihood_engine", "transformers"),
+        "engine": engine,
         "chat_template": chat,
         "system_prompt": stage_settings.get("system_prompt") if chat else None,
         "delimiter": "" if chat else " ",
         "bos": "one, where the tokenizer writes one",
-    }
+    } | (context_setting(stage_settings) if engine == "vllm" else {})
 
 
 def run(stage: Stage) -> dict[str, Any]:
@@ -98,7 +99,7 @@ class _Policy:
                 settings.get("likelihood_engine", "transformers"),
                 self._stage.input("policy"),
                 dtype=settings.get("dtype", "auto"),
-                max_model_len=settings.get("max_model_len", 8192),
+                max_model_len=settings.get("max_model_len", DEFAULT_CONTEXT),
                 resources=self._stage.spec.resources,
             )
         return self._model

@@ -8,7 +8,7 @@ from sqlalchemy import func, select
 
 from core import paths
 from core.artifacts import Artifact, Store
-from core.errors import StageFailed
+from core.errors import HashMismatch, StageFailed
 from core.fingerprint import checkpoint_fingerprint
 from core.gpus import visible_gpus
 from core.stage import Spec
@@ -42,6 +42,8 @@ class Runner:
         self.report_to: list[str] = []
         """Trackers that follow the trainings (`train.reporting`)."""
         self._fingerprints: dict[Path, str] = {}
+        self._given: dict[str, list[tuple[str, int, int]]] = {}
+        """Files and checkpoints that no stage makes -> what they looked like at first."""
 
     def ensure(self, plan: Plan, node: Node) -> Artifact:
         """The node's artifact: the verified one that exists, or a new one."""
@@ -50,6 +52,9 @@ class Runner:
         reused, made = artifact is not None, True
         if artifact is None:
             artifact, made = self._execute(node, inputs)
+            for ref in node.inputs.values():
+                if ref.stage is None:
+                    self._require_untouched(ref.path)
         record.stage_done(self.registry, self.run_id, node, artifact, reused, made_elsewhere=not made)
         self.artifacts[node.name] = artifact
         self.reporter.done(node, artifact, reused or not made)
@@ -142,6 +147,7 @@ class Runner:
     def _resolve(self, plan: Plan, ref: Ref) -> dict[str, str]:
         """{"path", "fingerprint"} of an input as it is on disk."""
         if ref.stage is None:
+            self._require_untouched(ref.path)
             return {"path": ref.path, "fingerprint": ref.fingerprint}
         artifact = self.artifacts[ref.stage]
         path = artifact.path / ref.part if ref.part else artifact.path
@@ -152,6 +158,18 @@ class Runner:
         else:
             fingerprint = self._checkpoint_fingerprint(path)
         return {"path": str(path), "fingerprint": fingerprint}
+
+    def _require_untouched(self, path: str) -> None:
+        """Raise HashMismatch where a given file or checkpoint is not what it was when this run first looked at it: what one
+        stage measured and another measures next would stand under the same fingerprint."""
+        if not path:  # answers without weights: imported ones, canaries
+            return
+        seen = self._given.setdefault(path, signature(Path(path)))
+        if signature(Path(path)) != seen:
+            raise HashMismatch(
+                f"{path} was changed while this run was using it, so that its results would be of two checkpoints; run the same "
+                "command again for the new one, and leave the folder alone meanwhile."
+            )
 
     def _checkpoint_fingerprint(self, path: Path) -> str:
         if path not in self._fingerprints:
@@ -202,6 +220,12 @@ class Runner:
             node,
             provenance,
         )
+
+
+def signature(path: Path) -> list[tuple[str, int, int]]:
+    """(name, bytes, time of change) of a file, or of each file in a directory; [] where there is nothing."""
+    files = [path] if path.is_file() else sorted(path.iterdir()) if path.is_dir() else []
+    return [(file.name, file.stat().st_size, file.stat().st_mtime_ns) for file in files if file.is_file()]
 
 
 def gpus_planned(program: str, resources: dict[str, Any]) -> int:

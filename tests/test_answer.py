@@ -134,6 +134,21 @@ def test_the_stage_stores_answers_and_needs_no_engine_once_it_has_them(registry,
     assert stored(registry) == kept
 
 
+def test_a_larger_context_answers_anew_what_did_not_fit(registry, starter, tiny_llama, run_stage):
+    inputs = {"policy": tiny_llama, "data/human_eval/problems": starter / "human_eval.jsonl"}
+
+    def finishes(context: int) -> set[str]:
+        settings = {"benchmarks": [entry()], **ENGINE, "max_model_len": context}
+        made = run_stage("evals.answer", f"answer-{context}", settings, inputs, registry=registry.url, resources={"threads": 1})
+        assert made.metrics["reused"] == 0
+        with registry.read() as session:
+            answers = session.query(Answer).join(AnswerSet).where(AnswerSet.key == made.metrics["answer_sets"][0])
+            return {answer.finish_reason for answer in answers}
+
+    assert finishes(16) == {"prompt_too_long"}
+    assert finishes(512) == {"length"}
+
+
 def test_a_killed_stage_goes_on_by_sample(registry, starter, tiny_llama, make_spec, run_stage, tmp_path):
     slow = entry(limit=None, decoding={"temperature": 1.0, "max_tokens": 40, "n": 4})
     inputs = {"policy": tiny_llama, "data/human_eval/problems": starter / "human_eval.jsonl"}

@@ -2,6 +2,8 @@
 
 import pytest
 
+from core.fingerprint import digest
+from db.differences import Differs, differences
 from evals.benchmark import DEFAULT_CONTEXT, DEFAULT_SEED, get_benchmark
 from evals.records import answers_key
 from harness.recipe import Evaluate, Recipe
@@ -26,13 +28,26 @@ def test_the_defaults_are_those_of_a_recipe() -> None:
     assert Recipe.model_fields["seed"].default == DEFAULT_SEED
 
 
-@pytest.mark.parametrize("name", ["alpaca_eval", "human_eval", "truthful_qa", "gsm8k"])
-def test_another_context_or_precision_is_answered_anew(name: str) -> None:
-    assert len({_key(name), _key(name, max_model_len=16384), _key(name, dtype="float32")}) == 3
-    benchmark = get_benchmark(name)
-    wide, narrow = (benchmark.answer_settings(ENTRY, STAGE | {"max_model_len": size}) for size in (8192, 16384))
-    assert wide == narrow, "rows of both may rank together"
-    assert benchmark.answer_settings(ENTRY, STAGE) != benchmark.answer_settings(ENTRY, STAGE | {"dtype": "float32"})
+def _settings(name: str, **changes: object) -> dict:
+    return get_benchmark(name).answer_settings(ENTRY, STAGE | changes)
+
+
+@pytest.mark.parametrize("name", ["alpaca_eval", "human_eval", "truthful_qa_generation", "truthful_qa", "gsm8k"])
+def test_another_precision_or_context_is_answered_anew_and_ranks_apart(name: str) -> None:
+    vllm = {"likelihood_engine": "vllm"}
+    made = [vllm, vllm | {"max_model_len": 16384}, vllm | {"dtype": "float32"}]
+    assert len({_key(name, **changes) for changes in made}) == 3
+    assert len({digest(_settings(name, **changes)) for changes in made}) == 3
+    differs = differences(_settings(name, **vllm), _settings(name, **made[1]))
+    assert differs == [Differs("max_model_len", "–", "16384")], "what the Compare page says"
+
+
+@pytest.mark.parametrize(
+    ("name", "engine"), [("truthful_qa", "likelihood_engine"), ("truthful_qa_binary", "likelihood_engine"), ("mmlu", "engine")]
+)
+def test_a_context_that_the_engine_is_not_given_changes_nothing(name: str, engine: str) -> None:
+    """Transformers has the model's own."""
+    assert _key(name, **{engine: "transformers"}) == _key(name, **{engine: "transformers"}, max_model_len=16384)
 
 
 def test_a_seed_counts_where_something_is_drawn() -> None:
@@ -41,8 +56,7 @@ def test_a_seed_counts_where_something_is_drawn() -> None:
     assert _key("alpaca_eval", warm) != _key("alpaca_eval", warm, seed=7)
     assert _key("mt_bench") != _key("mt_bench", seed=7), "some of its categories are sampled"
     assert _key("truthful_qa") == _key("truthful_qa", seed=7)
-    settings = [get_benchmark("alpaca_eval").answer_settings(ENTRY | {"decoding": warm}, STAGE | {"seed": s}) for s in (42, 7)]
-    assert settings[0] == settings[1], "seeds rank together"
+    assert _settings("mt_bench") == _settings("mt_bench", seed=7), "seeds rank together"
 
 
 def test_keys_at_the_defaults_are_what_they_were() -> None:

@@ -65,7 +65,6 @@ class ArenaHard(JudgedBenchmark):
     reward_rule = "sigmoid of reward difference to the baseline's answer"
     scoring: ClassVar[Version] = "v0.1"
     """Whose arithmetic scores the games."""
-    """Category whose metrics have plain names; those of others end in its name. None: all questions are one set."""
 
     def load(self, files: Mapping[str, Path], limit: int | None = None, sample_seed: int = 0) -> list[Question]:
         baseline = read_baseline(require_asset(files, "baseline", self.name))

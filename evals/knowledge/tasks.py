@@ -14,7 +14,7 @@ from typing import Any, ClassVar
 
 import numpy as np
 
-from evals.benchmark import Benchmark, Question, ScoreRow, read_jsonl, require_asset, sample
+from evals.benchmark import Benchmark, Question, ScoreRow, context_setting, read_jsonl, require_asset, sample
 from evals.closed_form import standard_error
 from evals.knowledge.lm_tasks import CATEGORIES, FEWSHOT_SEED, LocalTask, lm_eval_version, mmlu_categories
 from evals.scoring import percentage
@@ -86,6 +86,8 @@ class KnowledgeBenchmark(Benchmark):
             settings["max_gen_toks"] = (entry.get("decoding") or {}).get("max_tokens", self.max_gen_toks)
         if settings["chat_template"]:
             settings["system_prompt"] = stage_settings.get("system_prompt")
+        if settings["engine"] == "vllm":  # transformers has the model's own context
+            settings |= context_setting(stage_settings)
         return settings | self.identity
 
     def values(self, results: Mapping[str, float]) -> dict[str, float]:
