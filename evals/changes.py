@@ -23,19 +23,22 @@ from evals.statistics import Difference, paired_difference
 Pair = tuple[Evaluation, Evaluation, Checkpoint, AnswerSet]
 """(evaluation, the parent's, the parent, the answer set of the first)."""
 
+# Raised when the same two evaluations give another test: what an older rule stored is tested anew.
+RULE = "2"  # the verdicts that the headline counts; the smallest visible effect of the adjusted test
+
 
 def store_changes(registry: Registry, evaluations: Iterable[str]) -> int:
     """Test the evaluations with these keys against their parents', and the children's against them; returns how many were new.
 
     Only complete evaluations of one comparability group are paired: same benchmark, data, settings and judge. A pair that
-    shares no question with a verdict has no test.
+    shares no question with a verdict has no test. Where the parent has several in the group (of other seeds), the newest counts.
     """
     keys = sorted(set(evaluations))
     tested: dict[int, dict[str, Any]] = {}
     with registry.read() as session:
         pairs = _pairs(session, keys)
         for mine, theirs, parent, answers in pairs:
-            made_from = [_state(mine), _state(theirs)]
+            made_from = [_state(mine), _state(theirs), RULE]
             if (mine.statistics or {}).get("change", {}).get("made_from") == made_from:
                 continue
             found = _test(session, mine.id, theirs.id, answers.benchmark)
@@ -73,9 +76,10 @@ def _pairs(session: Session, keys: list[str]) -> list[Pair]:
             theirs.status == "complete",
             or_(mine.key.in_(keys), theirs.key.in_(keys)),
         )
-        .order_by(mine.id)
+        .order_by(mine.id, theirs.finished_at, theirs.id)
     )
-    return list(session.execute(query).tuples())
+    newest = {pair[0].id: pair for pair in session.execute(query).tuples()}
+    return list(newest.values())
 
 
 def _test(session: Session, mine: int, theirs: int, benchmark: str) -> dict[str, Any] | None:

@@ -23,9 +23,10 @@ def export(registry: Registry, form: str, benchmark: str, checkpoint: str, judge
     made = get_format(form)
     with registry.read() as session:
         row, answers, evaluation, by = _find(session, benchmark, checkpoint, judge)
+        given = records.stored_answers(session, answers.id)
         stored = Stored(
-            questions=_questions(benchmark, answers),
-            answers=records.stored_answers(session, answers.id),
+            questions=_questions(benchmark, answers, {question for question, *_ in given}),
+            answers=given,
             judgments=records.stored_judgments(session, evaluation.id),
             judge=by.name,
             scores=session.scalars(select(Score).where(Score.evaluation_id == evaluation.id).order_by(Score.id)).all(),
@@ -74,8 +75,11 @@ def _find(
     return max(chosen, key=lambda one: (one[2].status == "complete", one[1].n_questions, one[2].id))
 
 
-def _questions(benchmark: str, answers: AnswerSet) -> list:
+def _questions(benchmark: str, answers: AnswerSet, answered: set[str]) -> list:
     """The benchmark's questions in the version that was answered. Raises MissingInput where the data are not here."""
     variant = answers.version.split("@")[0].removesuffix("+stand-in")
     files = {asset: file.path for asset, file in benchmark_files(benchmark, variant).items()}
-    return get_benchmark(benchmark).load(files, answers.settings.get("limit"), answers.settings.get("sample_seed", 0))
+    limit, seed = answers.settings.get("limit"), answers.settings.get("sample_seed")
+    if limit and seed is None:  # an imported part is no sample of ours: its questions are those with an answer
+        return [question for question in get_benchmark(benchmark).load(files) if question.id in answered]
+    return get_benchmark(benchmark).load(files, limit, seed or 0)

@@ -26,10 +26,17 @@ from harness.data import benchmark_files
 
 IMPORTED = "imported"
 PUBLISHED = "published"
-SIZES = {"gsm8k": 1319, "mmlu": 14042, "arc_challenge": 1172, "truthful_qa": 817, "human_eval": 164, "mbpp": 500}
-"""Questions of the benchmarks whose files are scored by what they hold; the other formats count what is absent as failed."""
-
 IMPORTED_SETTINGS = {"source": IMPORTED, "decoding": "unknown"}
+SIZES = {
+    "gsm8k": 1319,
+    "mmlu": 14042,
+    "arc_challenge": 1172,
+    "truthful_qa": 817,
+    "truthful_qa_generation": 817,
+    "human_eval": 164,
+    "mbpp": 500,
+}
+"""Questions of the benchmarks whose files are scored by what they hold; the other formats count what is absent as failed."""
 
 
 @dataclass(frozen=True)
@@ -169,7 +176,8 @@ def _answer_set(
     kind: str = IMPORTED,
 ) -> AnswerSet:
     """The answer set of imported answers. Its settings say that the decoding is unknown; its key adds the files' hashes,
-    so that two versions of a file are two answer sets that may stand in one comparability group."""
+    so that two versions of a file are two answer sets that may stand in one comparability group. Scores of another number of
+    questions than the benchmark has (a part of them, or MBPP's tasks outside its test split) say so and stand apart."""
     answers = list(answers)
     # Nobody knows which bytes a published score was measured on.
     version = PUBLISHED if kind == PUBLISHED else data_version(benchmark) if benchmark in BENCHMARKS else "unknown"
@@ -177,8 +185,8 @@ def _answer_set(
     questions = {answer.question_id for answer in answers}
     counted = max((row.n + row.n_failed for row in scores), default=0)
     count = len(questions) or counted
-    if kind == IMPORTED and 0 < counted < SIZES.get(benchmark, 0):
-        settings |= {"limit": counted}  # scores of a part never rank with scores of the whole
+    if counted and counted != SIZES.get(benchmark, counted):
+        settings |= {"limit": counted} | ({"questions": digest(sorted(questions))[:12]} if questions else {})
     files = [file["sha256"] for file in provenance["files"]]
     key = digest({"checkpoint": checkpoint.fingerprint, "benchmark": benchmark, "settings": settings, "files": files})
     row = {

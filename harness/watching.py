@@ -13,7 +13,7 @@ from typing import Any
 from sqlalchemy import select
 
 from core import paths
-from core.errors import HarnessError, MissingInput
+from core.errors import HarnessError, HashMismatch, MissingInput
 from db import Registry
 from db.leaderboard import cells
 from db.models import AnswerSet, Checkpoint
@@ -99,20 +99,22 @@ class Watch:
         try:
             folder = safe_checkpoint(look.folder)
             fingerprint = register(self.registry, run, folder, name, look.step, parent, {"program": "watched", "run": self.name})
+            if not _still(look):
+                raise HashMismatch("it was rewritten while it was read; it is taken again once it is whole")
             self.tell("registered", checkpoint=str(folder), step=look.step, name=name, fingerprint=fingerprint)
             if self.evaluate:
                 self.evaluate(Ref(path=str(folder), fingerprint=fingerprint), name)
                 scores = headlines(self.registry, fingerprint)
                 self.tell("evaluated", checkpoint=str(folder), step=look.step, fingerprint=fingerprint, scores=scores)
+        except HarnessError as error:
+            self.failed += 1
+            self.tell("failed", checkpoint=str(look.folder), step=look.step, error=str(error))
         except FileNotFoundError as error:
-            if look.folder.exists():
+            if _still(look):
                 raise
             self.failed += 1
             gone = f"it was removed while it was read ({error.filename}); let the trainer keep more checkpoints"
             self.tell("failed", checkpoint=str(look.folder), step=look.step, error=gone)
-        except HarnessError as error:
-            self.failed += 1
-            self.tell("failed", checkpoint=str(look.folder), step=look.step, error=str(error))
 
 
 def looks(folder: Path, settle: float, at: float) -> list[Look]:
@@ -138,6 +140,14 @@ def headlines(registry: Registry, fingerprint: str) -> dict[str, Any]:
         at = select(Checkpoint.id).where(Checkpoint.fingerprint == fingerprint).scalar_subquery()
         found = [cell for cell in cells(session, AnswerSet.checkpoint_id == at) if cell.headline]
     return {cell.benchmark: {key: getattr(cell, key) for key in ("metric", "value", "low", "high", "n")} for cell in found}
+
+
+def _still(look: Look) -> bool:
+    """Whether the folder holds what it held at that look: it does not while the trainer rotates or rewrites it."""
+    try:
+        return _signature(look.folder) == look.signature
+    except FileNotFoundError:
+        return False
 
 
 def _missing(path: Path, signature: Signature, settle: float, at: float) -> tuple[str, ...]:

@@ -1,5 +1,7 @@
 """The change against the parent: tested once when an evaluation ends, stored, and noticed when its parent is judged anew."""
 
+from datetime import timedelta
+
 import pytest
 from sqlalchemy import select
 
@@ -7,7 +9,7 @@ from dashboard import export
 from dashboard import format as f
 from dashboard.ranking import board
 from db import views
-from db.models import Evaluation, Judgment, now
+from db.models import AnswerSet, Evaluation, Judgment, now
 from db.registry import Registry
 from evals.changes import store_changes
 from evals.paired import compare_checkpoints
@@ -80,3 +82,37 @@ def test_evaluations_that_differ_or_are_not_complete_have_no_change(judged: Regi
                 evaluation.answer_set.settings_hash = "0" * 64
     assert store_changes(judged, keys(judged)) == 0
     assert set(changes(judged).values()) == {None}
+
+
+def test_of_several_evaluations_of_the_parent_the_newest_counts(judged: Registry):
+    """Answers of another seed stand in the same group: which of them is the parent's must not depend on the order of rows."""
+    with judged.write() as session:
+        old = next(e for e in session.scalars(select(Evaluation)) if e.answer_set.checkpoint_id == 3 and e.id == 13)
+        of, values = old.answer_set, session.scalars(select(Judgment).where(Judgment.evaluation_id == old.id)).all()
+        same = {name: getattr(of, name) for name in ("checkpoint_id", "benchmark", "version", "settings", "settings_hash")}
+        again = AnswerSet(key="seed 7", n_questions=of.n_questions, status="complete", **same)
+        session.add(again)
+        session.flush()
+        earlier = old.finished_at - timedelta(days=1)
+        other = Evaluation(
+            key="seed 7", answer_set_id=again.id, judge_id=old.judge_id, status="complete", finished_at=earlier, statistics={}
+        )
+        session.add(other)
+        session.flush()
+        for one in values:
+            session.add(Judgment(evaluation_id=other.id, question_id=one.question_id, value=one.value + 0.5, raw={}))
+    store_changes(judged, keys(judged))
+    assert changes(judged)["quickstart/iter-2"].verdict == "IMPROVED", "against the newer, which is worse"
+    assert store_changes(judged, keys(judged)) == 0, "nothing is tested twice"
+
+
+def test_what_an_older_rule_stored_is_tested_anew(judged: Registry):
+    store_changes(judged, keys(judged))
+    with judged.write() as session:
+        for row in session.scalars(select(Evaluation)):
+            if change := (row.statistics or {}).get("change"):
+                row.statistics = row.statistics | {
+                    "change": change | {"made_from": change["made_from"][:2], "verdict": "REGRESSED"}
+                }
+    assert store_changes(judged, keys(judged)) == 3
+    assert changes(judged)["quickstart/iter-2"].verdict == "IMPROVED"

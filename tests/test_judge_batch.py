@@ -8,6 +8,7 @@ import pytest
 from sqlalchemy import func, select
 
 from core.errors import JudgeError
+from core.stage import Spec, Stage
 from db.models import JudgeResponse
 from evals import judged
 from evals.chat.alpaca_eval import AlpacaEval
@@ -90,11 +91,24 @@ def test_answers_that_are_the_same_are_judged_once(bench):
     assert len({verdict.value for verdict in found}) == 1 and len(found) == 3
 
 
-def test_a_batch_names_the_limit_of_replies_as_the_model_takes_it(bench):
-    with BatchServer(lambda request: CERTAIN) as server:
-        judged.run(bench.stage(batch(server, max_tokens_name="max_completion_tokens")))
-        assert server.submitted and all("max_tokens" not in request for request in server.submitted)
-        assert {request["max_completion_tokens"] for request in server.submitted} == {1}
+@pytest.mark.parametrize("named", ["max_completion_tokens", "auto"])
+def test_a_batch_names_the_limit_of_replies_as_the_model_takes_it(bench, named):
+    """Also where the first small request has to find it out, and in a later stage, which has that one's reply already."""
+    refusal = "Unsupported parameter: 'max_tokens' is not supported with this model. Use 'max_completion_tokens' instead."
+
+    def reasoning_model(request):
+        return fails(400, refusal) if "max_tokens" in request else CERTAIN
+
+    with BatchServer(reasoning_model) as server:
+        for weights in (b"first", b"second"):
+            server.submitted.clear()
+            bench.set_weights(weights)
+            stage = Stage(Spec.load(bench.spec(batch(server, max_tokens_name=named))))
+            stage.work.mkdir(parents=True, exist_ok=True)
+            bench.answer(stage, suffix=str(weights))
+            assert judged.run(stage)["failed"] == 0
+            assert server.submitted and all("max_tokens" not in request for request in server.submitted)
+            assert {request["max_completion_tokens"] for request in server.submitted} == {1}
 
 
 @pytest.mark.parametrize("when", ["waiting", "unanswered"])

@@ -8,19 +8,27 @@ import subprocess
 import sys
 import threading
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 from typer.testing import CliRunner
 
 from core.errors import HarnessError, MissingInput, RunInUse
+from core.fingerprint import checkpoint_fingerprint
 from db.models import Checkpoint, Run
 from db.registry import Registry
+from harness import watching
 from harness.cli import app as commands
 from harness.plan import Ref
 from harness.watching import Watch, looks
 from tests.conftest import ROOT
 from tests.test_dashboard import app, shown  # noqa: F401
+
+
+def _emptied(folder: Path) -> None:
+    """As a removal leaves it between its first file and its last."""
+    (folder / "config.json").unlink()
 
 
 @pytest.fixture(autouse=True)
@@ -166,8 +174,9 @@ def test_what_is_wrong_with_one_checkpoint_does_not_end_the_watch(tiny_llama: Pa
         watch(registry, tmp_path / "nowhere", heard).run(once=True, interval=0)
 
 
+@pytest.mark.parametrize("rotate", [shutil.rmtree, _emptied], ids=["whole", "half"])
 def test_a_checkpoint_that_is_rotated_away_while_it_is_taken_does_not_end_the_watch(
-    tiny_llama: Path, registry: Registry, tmp_path: Path
+    tiny_llama: Path, registry: Registry, tmp_path: Path, rotate: Callable[[Path], None]
 ):
     out, heard = tmp_path / "out", Heard()
     for step in (1, 2):
@@ -175,7 +184,7 @@ def test_a_checkpoint_that_is_rotated_away_while_it_is_taken_does_not_end_the_wa
 
     def evaluate(policy: Ref, name: str) -> str:
         if name == "run/step-1":
-            shutil.rmtree(policy.path)
+            rotate(Path(policy.path))
             (Path(policy.path) / "config.json").read_text()  # what the evaluation would read next
         return heard.evaluate(policy, name)
 
@@ -183,6 +192,50 @@ def test_a_checkpoint_that_is_rotated_away_while_it_is_taken_does_not_end_the_wa
     watched.run(once=True, interval=0)
     assert heard.evaluated == ["run/step-2"] and watched.failed == 1
     assert "removed while it was read" in heard.of("failed")[0]["error"]
+
+
+def test_an_input_that_is_not_there_is_told_of_each_checkpoint(tiny_llama: Path, registry: Registry, tmp_path: Path):
+    """MissingInput is a FileNotFoundError too."""
+    out, heard = tmp_path / "out", Heard()
+    for step in (1, 2):
+        checkpoint(tiny_llama, out / f"checkpoint-{step}", float(step))
+
+    def evaluate(policy: Ref, name: str) -> str:
+        raise MissingInput("The questions are not here; fetch them.")
+
+    watch(registry, out, heard, evaluate=evaluate).run(once=True, interval=0)
+    assert [fields["error"] for fields in heard.of("failed")] == ["The questions are not here; fetch them."] * 2
+
+
+def test_a_missing_file_of_something_else_ends_the_watch(tiny_llama: Path, registry: Registry, tmp_path: Path):
+    checkpoint(tiny_llama, tmp_path / "out" / "checkpoint-1")
+
+    def evaluate(policy: Ref, name: str) -> str:
+        return (tmp_path / "questions.jsonl").read_text()
+
+    with pytest.raises(FileNotFoundError, match="questions"):
+        watch(registry, tmp_path / "out", Heard(), evaluate=evaluate).run(once=True, interval=0)
+
+
+def test_a_checkpoint_that_is_rewritten_while_it_is_hashed_is_taken_again(
+    tiny_llama: Path, registry: Registry, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    """The trainer's write is put where the hashing has just read the weights."""
+    folder, heard = checkpoint(tiny_llama, tmp_path / "out" / "latest"), Heard()
+    hash_and_record = watching.register
+
+    def register(*arguments, **fields) -> str:
+        fingerprint = hash_and_record(*arguments, **fields)
+        if not heard.events:
+            shutil.rmtree(folder)
+            checkpoint(tiny_llama, folder, 2.0)
+        return fingerprint
+
+    monkeypatch.setattr(watching, "register", register)
+    watch(registry, tmp_path / "out", heard).run(once=True, interval=0)
+    assert [name for name, _ in heard.events] == ["failed", "registered", "evaluated"]
+    assert "rewritten while it was read" in heard.of("failed")[0]["error"]
+    assert heard.of("registered")[0]["fingerprint"] == checkpoint_fingerprint(folder)
 
 
 def test_the_command_only_registers_when_asked_to(tiny_llama: Path, registry: Registry, tmp_path: Path):

@@ -15,7 +15,7 @@ from typing import Any
 
 from core.errors import JudgeError
 from evals.judges.cache import Charge, Place, Replies, Unkept, request_key
-from evals.judges.endpoint import ATTEMPTS, FIRST_WAIT, TIMEOUT, Address, Completion, Endpoints, GivenUp
+from evals.judges.endpoint import ATTEMPTS, FIRST_WAIT, TIMEOUT, Address, Completion, Endpoints, GivenUp, renamed
 from evals.judges.judge import JudgedBenchmark, Task
 from evals.judges.limits import Budget, estimated_tokens, output_limit
 from evals.judges.prices import FREE, OPENAI_URL, Price, find_price
@@ -100,8 +100,9 @@ class OpenAIJudge:
     def probe(self, benchmarks: Sequence[tuple[JudgedBenchmark, Mapping[str, Path]]], place: Place, replies: Replies) -> int:
         """Ask every endpoint one thing before anything dear: key, model, and log-probabilities where a benchmark reads them.
 
-        What it costs is charged to the judgment at `place`. A probe that `replies` hold is not repeated. Returns the number of
-        HTTP requests. Raises JudgeError with the fix.
+        What it costs is charged to the judgment at `place`. A probe that `replies` hold is not repeated; under which name the
+        model takes the limit of replies is then known from it. Returns the number of HTTP requests. Raises JudgeError with
+        the fix.
         """
         self.open()
         reads = any("logprobs" in benchmark.judge_config(files).get("parameters", {}) for benchmark, files in benchmarks)
@@ -114,10 +115,9 @@ class OpenAIJudge:
         async with self.endpoints() as endpoints:
             for number, address in enumerate(self.addresses):
                 where = address.base_url if len(self.addresses) > 1 else self.endpoint
-                key = request_key(f"probe:{where}", self.fingerprint or self.name, _PROBE, parameters, 0)
-                body = await asyncio.to_thread(replies.find, key)
+                body = await asyncio.to_thread(self._kept_probe, endpoints, where, parameters, replies)
                 if body is None:
-                    body = await self._probe_one(endpoints, number, key, parameters, place, replies)
+                    body = await self._probe_one(endpoints, number, where, parameters, place, replies)
                 served[address.base_url] = body.get("model")
         if len(set(served.values())) > 1:
             said = ", ".join(f"{url}: {model}" for url, model in served.items())
@@ -127,8 +127,24 @@ class OpenAIJudge:
         self.max_tokens_name = endpoints.max_tokens_name
         return endpoints.requests
 
+    def _probe_key(self, where: str, parameters: dict[str, Any], name: str) -> str:
+        """`name`: that of the limit of replies, as the model took it."""
+        return request_key(f"probe:{where}", self.fingerprint or self.name, _PROBE, renamed(parameters, name), 0)
+
+    def _kept_probe(
+        self, endpoints: Endpoints, where: str, parameters: dict[str, Any], replies: Replies
+    ) -> dict[str, Any] | None:
+        """The body of an earlier probe's reply; what it found out is known to `endpoints` then."""
+        known = endpoints.max_tokens_name
+        for name in (known, "max_completion_tokens") if known == "auto" else (known,):
+            body = replies.find(self._probe_key(where, parameters, name))
+            if body is not None:
+                endpoints.max_tokens_name = name
+                return body
+        return None
+
     async def _probe_one(
-        self, endpoints: Endpoints, number: int, key: str, parameters: dict[str, Any], place: Place, replies: Replies
+        self, endpoints: Endpoints, number: int, where: str, parameters: dict[str, Any], place: Place, replies: Replies
     ) -> dict[str, Any]:
         """The body of one endpoint's first reply, charged and, if it holds what is read, kept."""
         base_url, cost = self.addresses[number].base_url, 0
@@ -137,6 +153,7 @@ class OpenAIJudge:
             nonlocal cost
             bill = self.charge(tokens_in, tokens_out)
             cost += bill.micro_dollars
+            key = self._probe_key(where, parameters, endpoints.max_tokens_name)
             await asyncio.to_thread(replies.buy, place, bill, *((key, completion) if completion else ()))
 
         worst = self.micro_dollars(estimated_tokens(_PROBE), output_limit(parameters))

@@ -20,11 +20,11 @@ VERSIONS = {
     "train.best_of_n": 1,
     "train.reference": 1,
     "train.dpo": 2,  # kl_first, held-out accuracy
-    "evals.answer": 1,
-    "evals.likelihood": 2,
-    "evals.lm_eval_stage": 1,
-    "evals.execute": 2,  # tests apart from the code, added tests
-    "evals.metrics": 1,
+    "evals.answer": 2,  # another context, dtype or seed is answered anew
+    "evals.likelihood": 3,  # as evals.answer
+    "evals.lm_eval_stage": 2,  # as evals.answer
+    "evals.execute": 3,  # tests apart from the code, added tests; as evals.answer
+    "evals.metrics": 2,  # as evals.answer
     "evals.judged": 3,  # intervals, metric names, statistics, replies by content; a reward model's padding token 0 is one
 }
 
