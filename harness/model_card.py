@@ -224,6 +224,8 @@ def evaluation_commands(found: Card) -> list[str]:
             continue
         options += ["--variant", variant] if variant != "official" else []
         options += ["--limit", str(one.settings["limit"])] if one.settings.get("limit") else []
+        context = one.settings.get("max_model_len")
+        options += ["--max-model-len", str(context)] if context else []
         options += ["--judge", f"openai:{head.judge}"] if head.judge_kind == "openai" else []
         options += ["--judge", f"{found.run}/gold_reward"] if head.judge_kind == "reward_model" and found.run else []
         asked.setdefault(tuple(options), set()).add(head.benchmark)

@@ -8,7 +8,7 @@ from core.errors import RegistryError
 from core.fingerprint import digest
 from dashboard import format as f
 from db.card import card
-from db.models import Checkpoint, Evaluation, Run, StageRun
+from db.models import AnswerSet, Checkpoint, Evaluation, Run, StageRun
 from db.registry import Registry
 from harness.console import Reporter
 from harness.data_build import build_data, plan_data
@@ -38,11 +38,14 @@ def test_the_page_gives_the_command_that_repeats_each_evaluation(app, registry: 
     mine = sample.checkpoint("my model", "third_party", path="/models/my model", source="imported")
     sample.score(mine, "alpaca_eval", 40.0, judge="gpt", version="official@abc", limit=50)
     sample.score(mine, "truthful_qa", 41.0)
+    with registry.write() as session:
+        answers = session.query(AnswerSet).filter_by(benchmark="alpaca_eval").one()
+        answers.settings = answers.settings | {"max_model_len": 2048}
     published = sample.checkpoint("theirs", "published", source="published")
     sample.score(published, "mt_bench", 8.0)
     test = app("checkpoint", registry, fingerprint=digest("my model"))
     typed = [code.value for code in test.code]
-    assert "harness eval '/models/my model' --benchmarks alpaca_eval --limit 50 --judge openai:gpt-4.1" in typed
+    assert "harness eval '/models/my model' --benchmarks alpaca_eval --limit 50 --max-model-len 2048 --judge openai:gpt-4.1" in typed
     assert "harness eval '/models/my model' --benchmarks truthful_qa --variant starter" in typed
     assert "harness export 'my model' --benchmark alpaca_eval" in typed
     assert not [

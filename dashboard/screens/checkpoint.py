@@ -127,6 +127,8 @@ def commands(found: Card, one: Measured, head: Cell) -> list[str]:
     parts += ["--variant", shlex.quote(variant)] if variant != "official" else []
     parts += ["--limit", str(one.settings["limit"])] if one.settings.get("limit") else []
     parts += ["--engine", one.settings["engine"]] if one.settings.get("engine") not in (None, "vllm") else []
+    context = one.settings.get("max_model_len")
+    parts += ["--max-model-len", str(context)] if context else []
     judge = {"openai": f"openai:{head.judge}"}.get(head.judge_kind)
     parts += ["--judge", shlex.quote(judge)] if judge else []
     # Held-out prompts are the run's own: only the run itself asks them again.
