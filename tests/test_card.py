@@ -45,7 +45,9 @@ def test_the_page_gives_the_command_that_repeats_each_evaluation(app, registry: 
     sample.score(published, "mt_bench", 8.0)
     test = app("checkpoint", registry, fingerprint=digest("my model"))
     typed = [code.value for code in test.code]
-    assert "harness eval '/models/my model' --benchmarks alpaca_eval --limit 50 --max-model-len 2048 --judge openai:gpt-4.1" in typed
+    assert (
+        "harness eval '/models/my model' --benchmarks alpaca_eval --limit 50 --max-model-len 2048 --judge openai:gpt-4.1" in typed
+    )
     assert "harness eval '/models/my model' --benchmarks truthful_qa --variant starter" in typed
     assert "harness export 'my model' --benchmark alpaca_eval" in typed
     assert not [
