@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from core.errors import RecipeError
 from harness.recipe_file import load_recipe, shipped
-from tests.training import RESOURCES, dpo_settings, make_pairs
+from tests.training import RESOURCES, dpo_settings, loss_rows
 from train.losses import LOSSES, NEEDS, TRL_LOSSES, PairLoss, default_beta, dpo_losses, find_loss, loss_options
 from train.preference_losses import PairBatch, dpo, dpo_nll, inpo, on_policy_weight, rdpo, rebel, simpo, sppo, wpo
 
@@ -267,29 +267,7 @@ def test_a_loss_of_another_package(monkeypatch):
 
 @pytest.fixture(scope="module")
 def rows(tiny_llama, tmp_path_factory):
-    """Training rows with everything that any loss may need; the policy is the reference and the last iterate."""
-    from transformers import AutoModelForCausalLM
-
-    from core.artifacts import read_rows
-    from train.dpo import join_reference
-    from train.logprobs import response_logprobs
-
-    pairs = read_rows(make_pairs(tiny_llama, tmp_path_factory.mktemp("pairs"), 4) / "pairs.jsonl")
-    model = AutoModelForCausalLM.from_pretrained(tiny_llama).eval()
-    prompts = [pair["prompt_token_ids"] for pair in pairs]
-    sums = {
-        side: response_logprobs(model, prompts, [p[side]["token_ids"] for p in pairs]).tolist() for side in ("chosen", "rejected")
-    }
-    cache = []
-    for k, pair in enumerate(pairs):
-        pair["chosen"] |= {"score": 1.0, "win_rate": 0.8}
-        pair["rejected"] |= {"score": -0.5, "win_rate": 0.3}
-        cache.append({"prompt_id": pair["prompt_id"]})
-        for side in ("chosen", "rejected"):
-            cache[k] |= {f"{side}_logp": sums[side][k], f"{side}_tokens": len(pair[side]["token_ids"])}
-    joined, dropped = join_reference(pairs, cache, 128, {"previous": cache, "first": cache}, frozenset(NEEDS))
-    assert not dropped
-    return joined
+    return loss_rows(tiny_llama, tmp_path_factory.mktemp("pairs"), frozenset(NEEDS))
 
 
 BETAS = {"simpo": 2.5, "sppo": 0.1, "inpo": 0.1}

@@ -120,3 +120,29 @@ def find_artifact(spec: Path) -> Artifact:
     artifact = Store(Path(described.store)).find(described.stage, described.key)
     assert artifact is not None, "nothing was sealed"
     return artifact
+
+
+def loss_rows(checkpoint: Path, folder: Path, needs: frozenset[str]) -> list[dict[str, Any]]:
+    """Four training rows with everything that a loss may need; the checkpoint is the reference and every earlier policy."""
+    from transformers import AutoModelForCausalLM
+
+    from core.artifacts import read_rows
+    from train.dpo import join_reference
+    from train.logprobs import response_logprobs
+
+    pairs = read_rows(make_pairs(checkpoint, folder, 4) / "pairs.jsonl")
+    model = AutoModelForCausalLM.from_pretrained(checkpoint).eval()
+    prompts = [pair["prompt_token_ids"] for pair in pairs]
+    sums = {
+        side: response_logprobs(model, prompts, [p[side]["token_ids"] for p in pairs]).tolist() for side in ("chosen", "rejected")
+    }
+    cache: list[dict[str, Any]] = []
+    for k, pair in enumerate(pairs):
+        pair["chosen"] |= {"score": 1.0, "win_rate": 0.8}
+        pair["rejected"] |= {"score": -0.5, "win_rate": 0.3}
+        cache.append({"prompt_id": pair["prompt_id"]})
+        for side in ("chosen", "rejected"):
+            cache[k] |= {f"{side}_logp": sums[side][k], f"{side}_tokens": len(pair[side]["token_ids"])}
+    joined, dropped = join_reference(pairs, cache, 128, {"previous": cache, "first": cache}, needs)
+    assert not dropped
+    return joined

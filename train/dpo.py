@@ -132,7 +132,7 @@ def read_cache(stage: Stage, name: str) -> Rows:
 
 def run(stage: Stage) -> dict[str, Any]:
     settings, policy = stage.settings, stage.input("policy")
-    loss_types, loss_weights = dpo_losses(settings["loss"], settings["label_smoothing"])
+    loss_types, loss_weights = dpo_losses(settings["loss"], settings["label_smoothing"], settings.get("added_losses"))
     loss = find_loss(settings["loss"])
     require_training_space(stage, policy)
     prepare_process(settings)
@@ -197,6 +197,9 @@ def make_trainer(stage: Stage, policy: Path, tokenizer: Any, rows: Rows, heldout
         label_smoothing=settings["label_smoothing"],
         max_length=None,  # rows are cut already
         precompute_ref_log_probs=True,
+        f_divergence_type=settings.get("f_divergence", "reverse_kl"),
+        f_alpha_divergence_coef=settings.get("f_alpha", 0.5),
+        discopop_tau=settings.get("discopop_tau", 0.05),
         use_weighting=loss is not None and "weights" in loss.needs,  # trl then computes what the weights need
         **extra,
     )

@@ -1,6 +1,7 @@
 """DPO losses by name: trl's as weighted sums, our own and other packages' as functions of a `PairBatch`.
 
     dpo_losses("sigmoid", 0.1)        # trl's loss types and weights
+    dpo_losses("sigmoid", 0.0, {"sft": 1.0})   # (["sigmoid", "sft"], [1.0, 1.0])
     find_loss("simpo").options        # {"simpo_gamma": 1.375}: its recipe keys and their defaults
     default_beta("simpo")             # 2.5: beta where the recipe sets none
 
@@ -35,6 +36,8 @@ TRL_LOSSES = (
 )
 # Those of them that read label_smoothing themselves; for sigmoid see `dpo_losses`.
 _SMOOTHED = ("robust", "exo_pair", "aot", "aot_unpaired")
+# Those of them that every f-divergence leaves defined; in the others a log Z does not cancel (trl/trainer/dpo_trainer.py).
+_ANY_DIVERGENCE = ("sigmoid", "sigmoid_norm", "hinge", "ipo", "exo_pair", "robust", "discopop", "sft")
 # Those of them whose reference is the policy that answered: SPPO with preferences that are certain (arXiv 2405.00675).
 _ON_POLICY = ("sppo_hard",)
 
@@ -133,22 +136,51 @@ def loss_options(name: str, given: Mapping[str, float], extra: Mapping[str, Any]
     return {key.removeprefix(section): value for key, value in options.items()}
 
 
-def dpo_losses(loss: str, label_smoothing: float) -> tuple[list[str], list[float]]:
+def dpo_losses(loss: str, label_smoothing: float, added: Mapping[str, float] | None = None) -> tuple[list[str], list[float]]:
     """trl's `loss_type` and `loss_weights` for a loss and a label smoothing e in [0, 0.5). Raises RecipeError.
 
     trl ignores label smoothing for the sigmoid loss. Conservative DPO (Mitchell 2023, "A note on DPO with noisy
     preferences") is (1 - e) A + e B with A = -log s(x), B = -log s(-x), x the scaled margin; as trl's robust loss is
     ((1 - e) A - e B) / (1 - 2e), it is exactly 2 (1 - e) sigmoid - (1 - 2e) robust.
 
-    A loss that trl does not have is computed beside it: trl's own part then is sigmoid with weight 0.
+    A loss that trl does not have is computed beside it: trl's own part then is sigmoid with weight 0. `added`: losses of trl
+    by name -> weight beside the 1 of `loss`.
     """
-    own = find_loss(loss) is not None
+    own = find_loss(loss)
+    _require_addable(loss, own, added or {})
     if not 0 <= label_smoothing < 0.5:
         raise RecipeError(f"label_smoothing {label_smoothing} flips most preferences; set it in [0, 0.5).")
-    if loss == "exo_pair" and label_smoothing == 0:
+    if "exo_pair" in (loss, *(added or ())) and label_smoothing == 0:
         raise RecipeError("The exo_pair loss is undefined without label smoothing; set label_smoothing to 0.001.")
-    if label_smoothing and loss == "sigmoid":
-        return ["sigmoid", "robust"], [2 * (1 - label_smoothing), -(1 - 2 * label_smoothing)]
-    if label_smoothing and loss not in _SMOOTHED:
+    if label_smoothing and loss not in ("sigmoid", *_SMOOTHED):
         raise RecipeError(f"The {loss} loss has no label smoothing; set label_smoothing to 0 or loss to sigmoid or robust.")
-    return (["sigmoid"], [0.0]) if own else ([loss], [1.0])
+    if label_smoothing and loss == "sigmoid":
+        weights = {"sigmoid": 2 * (1 - label_smoothing), "robust": -(1 - 2 * label_smoothing)}
+    else:
+        weights = {loss: 1.0} if own is None else {"sigmoid": 0.0}
+    for name, weight in (added or {}).items():
+        weights[name] = weights.get(name, 0.0) + weight
+    return list(weights), list(weights.values())
+
+
+def _require_addable(loss: str, own: PairLoss | None, added: Mapping[str, float]) -> None:
+    """Raise RecipeError unless the losses `added` can be summed with `loss`."""
+    if unknown := [name for name in added if name not in TRL_LOSSES]:
+        raise RecipeError(f"added_losses names {', '.join(unknown)}; only losses of trl are added: {', '.join(TRL_LOSSES)}.")
+    if loss in added:
+        raise RecipeError(f"added_losses repeats {loss}, whose weight is 1; give the others' weights relative to it.")
+    if tied := [name for name in added if name in _ON_POLICY]:
+        raise RecipeError(f"{tied[0]} learns from the answers of its own reference; make it dpo.loss, and add the others to it.")
+    if added and own is not None and "weights" in own.needs:
+        raise RecipeError(
+            f"The {loss} loss weighs its pairs, and trl would weigh what is added by them too; leave added_losses out."
+        )
+
+
+def require_divergence(loss: str, added: Mapping[str, float], divergence: str) -> None:
+    """Raise RecipeError unless `loss` and the losses `added` are defined under that f-divergence (arXiv 2309.16240)."""
+    if divergence != "reverse_kl" and (undefined := [name for name in (loss, *added) if name not in _ANY_DIVERGENCE]):
+        defined = ", ".join(_ANY_DIVERGENCE)
+        raise RecipeError(
+            f"The {undefined[0]} loss is defined for f_divergence reverse_kl only; {divergence} goes with {defined}."
+        )

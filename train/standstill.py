@@ -42,9 +42,9 @@ def standstill(history: Sequence[Mapping[str, float]], settings: Mapping[str, An
     `history`: {"step", "loss", "rewards/accuracies"} of each logging step; `settings`: those of train.dpo. The first and the last
     quarter of the steps are compared: both means within 1 % of the loss at margin 0, their difference within two standard
     errors, and the last quarter's accuracy not above 1/2 by two of its own. (Below it is: pairs without any margin count as
-    wrong.) None as well for losses whose value at margin 0 is not known, and below 8 logged steps.
+    wrong.) None as well for losses whose value at margin 0 is not known, for sums, and below 8 logged steps.
     """
-    at_zero = AT_ZERO_MARGIN.get(settings["loss"])
+    at_zero = None if settings.get("added_losses") else AT_ZERO_MARGIN.get(settings["loss"])
     if at_zero is None or len(history) < _FEWEST:
         return None
     quarter = len(history) // _QUARTER

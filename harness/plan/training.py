@@ -7,6 +7,13 @@ from harness.recipe import LOSS_KEYS, Data, Recipe, Reward, Training
 
 # Options that came later: left out where they have their default, so that models trained before them keep their keys.
 _LATER_OPTIONS = {"label_smoothing": 0.0, "too_long": "drop"}
+_LATER_SETTINGS: dict[str, Any] = {
+    "lora": None,
+    "added_losses": {},
+    "f_divergence": "reverse_kl",
+    "f_alpha": None,
+    "discopop_tau": None,
+}
 _RESOURCES = ("micro_batch_size", "num_processes", "save_steps")
 
 
@@ -17,8 +24,9 @@ def training_settings(section: Training, seed: int) -> tuple[dict[str, Any], dic
     resources = {k: values.pop(k) for k in _RESOURCES}
     if (offload := values.pop("zero_offload")) is not None:
         resources["zero_offload"] = offload
-    if values["lora"] is None:  # it came later
-        del values["lora"]
+    for key, default in _LATER_SETTINGS.items():
+        if key in values and values[key] == default:
+            del values[key]
     if values["warmup_steps"]:
         values["warmup_ratio"] = 0.0
     return values | {"seed": seed}, resources

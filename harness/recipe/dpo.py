@@ -6,7 +6,7 @@ from pydantic import Field, ValidationInfo, field_validator, model_validator
 
 from harness.recipe.sections import Fraction, NonNegative, Positive, Section
 from harness.recipe.training import Training
-from train.losses import LOSSES, default_beta, dpo_losses, find_loss, loss_options
+from train.losses import LOSSES, default_beta, dpo_losses, find_loss, loss_options, require_divergence
 
 LOSS_KEYS = tuple(key for loss in LOSSES.values() for key in loss.options)
 """Keys of `dpo` that belong to one loss each."""
@@ -50,6 +50,16 @@ class DPO(Training):
     """inpo: tau / eta, the reference's share of the anchor against the last iterate's; 1/3 unless set."""
     loss_options: dict[str, Any] = {}
     """Options of a loss that another package declares."""
+    added_losses: dict[str, float] = {}
+    """Losses of trl summed with `loss`, by their weights beside its 1: {sft: 1.0} keeps the chosen answers likely (RPO),
+    {bco_pair: 0.25, sft: 1.25} is MPO's 0.8, 0.2 and 1 (arXiv 2411.10442) divided by 0.8."""
+    f_divergence: Literal["reverse_kl", "forward_kl", "js_divergence", "alpha_divergence"] = "reverse_kl"
+    """What holds the policy near the reference (f-DPO, arXiv 2309.16240); reverse_kl is DPO. For losses of trl that compare two
+    answers by their difference: sigmoid, sigmoid_norm, hinge, ipo, exo_pair, robust, discopop, sft."""
+    f_alpha: float | None = Field(None, gt=0)
+    """alpha_divergence: its alpha; 0.5 unless set. 1 is the reverse KL."""
+    discopop_tau: float | None = Field(None, gt=0)
+    """discopop: the temperature of its mixture; 0.05 unless set (arXiv 2406.08414)."""
     held_out_pairs: int = Field(256, ge=0)
     """At most so many held-out pairs on which the implicit reward is measured after each epoch; 0 leaves it out."""
     data: Literal["current", "all"] = "current"
@@ -71,7 +81,12 @@ class DPO(Training):
 
     @model_validator(mode="after")
     def _loss_takes_its_keys(self) -> "DPO":
-        dpo_losses(self.loss, self.label_smoothing)
+        dpo_losses(self.loss, self.label_smoothing, self.added_losses)
+        require_divergence(self.loss, self.added_losses, self.f_divergence)
+        if self.f_alpha is not None and self.f_divergence != "alpha_divergence":
+            raise ValueError(f"f_alpha belongs to f_divergence alpha_divergence, not to {self.f_divergence}; remove it")
+        if self.discopop_tau is not None and "discopop" not in (self.loss, *self.added_losses):
+            raise ValueError(f"discopop_tau belongs to the loss discopop, not to {self.loss}; remove it")
         self.resolved_options()
         return self
 
