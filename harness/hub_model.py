@@ -9,6 +9,7 @@ from pathlib import Path
 
 from core.errors import MissingInput
 from harness.safety import refuse_code, safe_checkpoint
+from train.foreign import is_adapter
 
 _SMALL = ["*.json", "*.jinja", "tokenizer.model", "vocab.txt", "merges.txt"]
 _WEIGHTS = ["*.safetensors"]
@@ -19,12 +20,14 @@ _NOT = ["*/*"]
 def download_model(hub_id: str, revision: str | None) -> Path:
     """The folder of a hub checkpoint at a commit, tag or branch (None: the head of main).
 
-    Raises MissingInput with what to do when the hub does not give it, UnsafeCheckpoint when it could run code.
+    That of an adapter is returned as it is. Raises MissingInput with what to do when the hub does not give it,
+    UnsafeCheckpoint when it could run code.
     """
     folder = _snapshot(hub_id, revision, _SMALL)
     refuse_code(folder)
     # The commit that the first call resolved: main may move between the two.
-    return safe_checkpoint(_snapshot(hub_id, folder.name, _SMALL + _WEIGHTS))
+    whole = _snapshot(hub_id, folder.name, _SMALL + _WEIGHTS)
+    return whole if is_adapter(whole) else safe_checkpoint(whole)
 
 
 def _snapshot(hub_id: str, revision: str | None, patterns: list[str]) -> Path:

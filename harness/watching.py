@@ -17,9 +17,9 @@ from core.errors import HarnessError, HashMismatch, MissingInput
 from db import Registry
 from db.leaderboard import cells
 from db.models import AnswerSet, Checkpoint
+from harness.checkpoint_folder import checkpoint_folder
 from harness.lock import run_lock
 from harness.plan import Ref
-from harness.safety import safe_checkpoint
 from train.foreign import close_run, missing_parts, open_run, register, register_base, step_of
 
 Signature = tuple[tuple[str, int, int], ...]
@@ -51,7 +51,7 @@ class Watch:
     """(checkpoint, its name) -> name of the run that evaluated it; None only registers."""
     tell: Callable[..., None]
     base: Path | None = None
-    """What the training started from."""
+    """What the training started from, and what adapters are merged into."""
     settle: float = 10.0
     """Seconds for which no file may have changed."""
     failed: int = 0
@@ -97,7 +97,7 @@ class Watch:
         label = f"step-{look.step}" if look.step is not None else look.folder.name
         name = f"{self.name}/{label}"
         try:
-            folder = safe_checkpoint(look.folder)
+            folder = checkpoint_folder(str(look.folder), base=self.base)
             fingerprint = register(self.registry, run, folder, name, look.step, parent, {"program": "watched", "run": self.name})
             if not _still(look):
                 raise HashMismatch("it was rewritten while it was read; it is taken again once it is whole")

@@ -1,6 +1,5 @@
 """Checkpoints of trainers that are not ours: registered as they are saved, and never at the training's cost."""
 
-import json
 import subprocess
 from pathlib import Path
 
@@ -23,7 +22,7 @@ def arguments(config: type, folder: Path, **changes):
     return config(output_dir=str(folder), **(fixed | changes))
 
 
-def train_sft(tiny_llama: Path, folder: Path, callback, **changes) -> None:
+def train_sft(tiny_llama: Path, folder: Path, callback, peft_config=None, **changes) -> None:
     from datasets import Dataset
     from transformers import AutoModelForCausalLM, AutoTokenizer
     from trl import SFTConfig, SFTTrainer
@@ -34,6 +33,7 @@ def train_sft(tiny_llama: Path, folder: Path, callback, **changes) -> None:
         args=arguments(SFTConfig, folder, **changes),
         train_dataset=Dataset.from_list([{"messages": text} for text in TEXTS] * 2),
         callbacks=[callback],
+        peft_config=peft_config,
     )
     trainer.train()
 
@@ -183,13 +183,17 @@ def test_a_half_written_checkpoint_is_named_for_what_it_lacks(tiny_llama: Path, 
     assert missing_parts(folder) == ["model.safetensors.index.json (it is not whole)"]
 
 
-def test_shards_of_deepspeed_and_adapters_are_said_to_be_that(tmp_path: Path):
-    for name, word in (("global_step10", "zero_to_fp32"), ("adapter", "merge")):
-        folder = tmp_path / name
-        (folder / "global_step10").mkdir(parents=True)
-        if name == "adapter":
-            (folder / "adapter_config.json").write_text(json.dumps({"peft_type": "LORA"}))
-        assert word in missing_parts(folder)[-1]
+def test_shards_of_deepspeed_and_cut_adapters_are_said_to_be_that(tiny_llama: Path, tmp_path: Path):
+    (tmp_path / "a" / "global_step10").mkdir(parents=True)
+    assert "zero_to_fp32" in missing_parts(tmp_path / "a")[-1]
+    adapter = tmp_path / "b"
+    adapter.mkdir()
+    (adapter / "adapter_config.json").write_text('{"peft_type": ')
+    assert missing_parts(adapter) == ["adapter_config.json (it is not whole)"]
+    (adapter / "adapter_config.json").write_text('{"peft_type": "LORA"}')
+    assert missing_parts(adapter) == ["adapter_model.safetensors"]
+    (adapter / "adapter_model.safetensors").write_bytes((tiny_llama / "model.safetensors").read_bytes()[:-1])
+    assert missing_parts(adapter) == ["adapter_model.safetensors (it is not whole)"]
 
 
 def test_a_training_is_reopened_and_recipes_runs_are_left_alone(registry: Registry):

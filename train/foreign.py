@@ -9,6 +9,7 @@ import os
 import platform
 import re
 import shutil
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -23,20 +24,30 @@ from db.models import now
 REGISTERED = "registered"
 """`recipe_name` of a run that no recipe made: a training elsewhere whose checkpoints are registered here."""
 INDEX = "model.safetensors.index.json"
-_TOKENIZERS = ("tokenizer.json", "tokenizer.model", "vocab.json", "vocab.txt", "spiece.model")
+ADAPTER = ("adapter_config.json", "adapter_model.safetensors")
+"""peft's files of an adapter; a whole checkpoint may have the first one too."""
+TOKENIZERS = ("tokenizer.json", "tokenizer.model", "vocab.json", "vocab.txt", "spiece.model")
 _COPIED = (".json", ".jinja", ".model", ".txt")
 _OF_TRAINING = {"trainer_state.json", "training_args.json", "harness.json", "manifest.json"}
 _STEP = re.compile(r"(\d+)$")
 
 
+def is_adapter(folder: Path) -> bool:
+    """Whether a folder holds an adapter of peft's without the model that it belongs to."""
+    return (folder / ADAPTER[0]).is_file() and not (folder / "config.json").is_file()
+
+
 def missing_parts(folder: Path) -> list[str]:
-    """What keeps a folder from being a whole checkpoint, in words; empty for a whole one.
+    """What keeps a folder from being a whole checkpoint, in words; empty for a whole one, and for a whole adapter.
 
     Whole: configuration, tokenizer, and every safetensors file that the index names with as many bytes as its header
-    says (https://github.com/huggingface/safetensors#format: 8 bytes of header length, the header, the data).
+    says (https://github.com/huggingface/safetensors#format: 8 bytes of header length, the header, the data). The tokenizer
+    of an adapter may be its base model's.
     """
+    if is_adapter(folder):
+        return _cut(folder, ADAPTER[1:]) if _json(folder / ADAPTER[0]) is not None else [f"{ADAPTER[0]} (it is not whole)"]
     missing = [] if _json(folder / "config.json") is not None else ["config.json"]
-    if not any((folder / name).is_file() for name in _TOKENIZERS):
+    if not any((folder / name).is_file() for name in TOKENIZERS):
         missing.append("a tokenizer")
     shards = ["model.safetensors"]
     if (folder / INDEX).is_file():
@@ -44,16 +55,21 @@ def missing_parts(folder: Path) -> list[str]:
         if index is None or not isinstance(index.get("weight_map"), dict):
             return [*missing, f"{INDEX} (it is not whole)"]
         shards = sorted(set(index["weight_map"].values()))
-    for name in shards:
+    missing += _cut(folder, shards)
+    if missing and any(folder.glob("global_step*")):
+        missing.append("gathered weights: this holds DeepSpeed's shards, which its zero_to_fp32.py puts together")
+    return missing
+
+
+def _cut(folder: Path, names: Iterable[str]) -> list[str]:
+    """Those of some safetensors files that are not there, or not in full."""
+    missing = []
+    for name in names:
         expected = safetensors_size(folder / name)
         if not (folder / name).is_file():
             missing.append(name)
         elif expected is None or (folder / name).stat().st_size != expected:
             missing.append(f"{name} (it is not whole)")
-    if missing and (folder / "adapter_config.json").is_file():
-        missing.append("the base model's weights: this is an adapter, merge it first (model.merge_and_unload())")
-    elif missing and any(folder.glob("global_step*")):
-        missing.append("gathered weights: this holds DeepSpeed's shards, which its zero_to_fp32.py puts together")
     return missing
 
 
@@ -85,9 +101,13 @@ def copy_checkpoint(source: Path, folder: Path) -> None:
         for path in weights:
             (folder / path.name).unlink(missing_ok=True)
             shutil.copyfile(path, folder / path.name)
-    for path in sorted(source.iterdir()):
-        if path.is_file() and path.suffix in _COPIED and path.name not in _OF_TRAINING:
-            shutil.copyfile(path, folder / path.name)
+    for path in copied(source):
+        shutil.copyfile(path, folder / path.name)
+
+
+def copied(source: Path) -> list[Path]:
+    """The files of a checkpoint beside its weights: configuration, tokenizer and template, not what belongs to its training."""
+    return [p for p in sorted(source.iterdir()) if p.is_file() and p.suffix in _COPIED and p.name not in _OF_TRAINING]
 
 
 def open_run(registry: Registry, name: str, description: dict[str, Any]) -> int:

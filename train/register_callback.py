@@ -20,8 +20,10 @@ from transformers import TrainerCallback
 
 from core import paths
 from core.errors import RecipeError
+from core.fingerprint import file_sha256
 from db import Registry
-from train.foreign import close_run, copy_checkpoint, missing_parts, open_run, register, register_base
+from train.foreign import ADAPTER, close_run, copy_checkpoint, is_adapter, missing_parts, open_run, register, register_base
+from train.merging import RANKS, base_of, local_model, merged_adapter
 
 logger = logging.getLogger(__name__)
 ROOT = Path(__file__).resolve().parent.parent
@@ -39,6 +41,7 @@ class RegisterCheckpoints(TrainerCallback):
 
     `name`: of the run (default: the trainer's run_name, else its output folder). `registry`: URL (default: HARNESS_DB, else
     SQLite in HARNESS_HOME). `base`: folder of what training started from (default: where the model was loaded from).
+    A saved adapter is merged into it (a whole checkpoint under HARNESS_HOME/models each) and registered so.
     `evaluate`: `never`; `end`, the last checkpoint; `every_save`, each one. An evaluation is `harness eval CHECKPOINT` with
     `options`, a process of its own, one at a time, beside the training: give it another GPU through `env`
     ({"CUDA_VISIBLE_DEVICES": "1"}). The end of training waits for those still due. `every_save` keeps each checkpoint (hard
@@ -66,6 +69,8 @@ class RegisterCheckpoints(TrainerCallback):
         self._registry: Registry | None = None
         self._run: int | None = None
         self._parent: str | None = None
+        self._base: Path | None = None
+        self._folders: dict[int, Path] = {}
         self._waiting: list[Path] = []
         self._process: subprocess.Popen[bytes] | None = None
         self._log: Path | None = None
@@ -89,7 +94,7 @@ class RegisterCheckpoints(TrainerCallback):
             return
         self._try("The training could not be closed in the registry", lambda: close_run(self._registry, self._run, "done"))
         if self.evaluate == "end" and self.registered:
-            self._waiting = [Path(args.output_dir).resolve() / f"checkpoint-{max(self.registered)}"]
+            self._waiting = [self._folders[max(self._folders)]]
         self._try("An evaluation could not be waited for", self._finish)
         self._registry.close()
 
@@ -99,23 +104,31 @@ class RegisterCheckpoints(TrainerCallback):
         loaded = str(self.base or getattr(getattr(model, "config", None), "_name_or_path", "") or "")
         told = {"trainer": {key: _plain(getattr(args, key)) for key in _ARGUMENTS if hasattr(args, key)}, "base": loaded}
         self._run = open_run(self._registry, self.name, told)
-        if Path(loaded).is_dir():
-            self._parent = register_base(self._registry, self._run, Path(loaded).resolve())
+        self._base = local_model(loaded) if loaded else None
+        if self._base:
+            self._parent = register_base(self._registry, self._run, self._base)
 
     def _save(self, folder: Path, args: Any, state: Any) -> None:
         missing = missing_parts(folder)
         if missing:
             raise RecipeError(f"{folder} lacks {', '.join(missing)}")
-        if self.evaluate == "every_save":
+        adapter = file_sha256(folder / ADAPTER[1]) if is_adapter(folder) else None
+        if adapter:
+            base = self._base or local_model(*base_of(folder))
+            if base is None:
+                raise RecipeError("it is an adapter whose base model is not on this machine; give its folder as `base`")
+            folder = merged_adapter(folder, base)
+        elif self.evaluate == "every_save":
             folder = self._kept(folder)
         metrics: dict[str, float] = {}
         for entry in state.log_history:  # the newest value of each
             metrics |= {key: value for key, value in entry.items() if isinstance(value, int | float) and key != "step"}
         told = {key: _plain(getattr(args, key)) for key in _ARGUMENTS if hasattr(args, key)}
         provenance = {"program": "trainer", "settings": told, "metrics": metrics, "run": self.name}
+        provenance |= {"adapter_sha256": adapter} if adapter else {}
         step, name = state.global_step, f"{self.name}/step-{state.global_step}"
         fingerprint = register(self._registry, self._run, folder, name, step, self._parent, provenance)
-        self.registered[step] = fingerprint
+        self.registered[step], self._folders[step] = fingerprint, folder
         logger.info("Registered %s as %s (%s).", folder, name, fingerprint[:16])
         if self.evaluate == "every_save":
             self._waiting.append(folder)
@@ -145,8 +158,7 @@ class RegisterCheckpoints(TrainerCallback):
         found = os.environ.get("PYTHONPATH")
         environment = os.environ | {"PYTHONPATH": f"{ROOT}{os.pathsep}{found}" if found else str(ROOT)}
         environment |= {"HARNESS_DB": self._registry.url} | self.env  # a URL may hold a password: not on the command line
-        # Ranks of a distributed training are told apart by these: an evaluation is none of them.
-        for variable in ("RANK", "LOCAL_RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT", "GROUP_RANK"):
+        for variable in RANKS:
             environment.pop(variable, None)
         with open(self._log, "wb") as log:
             self._process = subprocess.Popen(
