@@ -14,6 +14,7 @@ from sqlalchemy import select
 
 from core import paths
 from core.errors import HarnessError, HashMismatch, MissingInput
+from core.fingerprint import checkpoint_fingerprint
 from db import Registry
 from db.leaderboard import cells
 from db.models import AnswerSet, Checkpoint
@@ -98,9 +99,11 @@ class Watch:
         name = f"{self.name}/{label}"
         try:
             folder = checkpoint_folder(str(look.folder), base=self.base)
-            fingerprint = register(self.registry, run, folder, name, look.step, parent, {"program": "watched", "run": self.name})
+            fingerprint = checkpoint_fingerprint(folder)
             if not _still(look):
                 raise HashMismatch("it was rewritten while it was read; it is taken again once it is whole")
+            told = {"program": "watched", "run": self.name}
+            register(self.registry, run, (folder, fingerprint), name, look.step, parent, told)
             self.tell("registered", checkpoint=str(folder), step=look.step, name=name, fingerprint=fingerprint)
             if self.evaluate:
                 self.evaluate(Ref(path=str(folder), fingerprint=fingerprint), name)

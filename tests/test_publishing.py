@@ -74,7 +74,7 @@ def test_weights_of_another_trainer_are_exported_with_what_is_known_of_them(regi
 
     told = {"program": "trainer", "settings": {"learning_rate": 1e-3}, "metrics": {"loss": 2.5}}
     run = open_run(registry, "my-sft", {"trainer": {"seed": 5}, "base": "/home/someone/base"})
-    register(registry, run, tiny_llama, "my-sft/step-4", 4, None, told)
+    register(registry, run, (tiny_llama, checkpoint_fingerprint(tiny_llama)), "my-sft/step-4", 4, None, told)
     files = {path.name for path in export_model(registry, "my-sft/step-4", tmp_path / "out")}
     card = ModelCard.load(tmp_path / "out" / "README.md")
     assert "recipe.yaml" not in files and card.data.eval_results is None and card.data.base_model is None

@@ -222,20 +222,21 @@ def test_a_checkpoint_that_is_rewritten_while_it_is_hashed_is_taken_again(
 ):
     """The trainer's write is put where the hashing has just read the weights."""
     folder, heard = checkpoint(tiny_llama, tmp_path / "out" / "latest"), Heard()
-    hash_and_record = watching.register
 
-    def register(*arguments, **fields) -> str:
-        fingerprint = hash_and_record(*arguments, **fields)
+    def hashed(path: Path) -> str:
+        fingerprint = checkpoint_fingerprint(path)
         if not heard.events:
             shutil.rmtree(folder)
             checkpoint(tiny_llama, folder, 2.0)
         return fingerprint
 
-    monkeypatch.setattr(watching, "register", register)
+    monkeypatch.setattr(watching, "checkpoint_fingerprint", hashed)
     watch(registry, tmp_path / "out", heard).run(once=True, interval=0)
     assert [name for name, _ in heard.events] == ["failed", "registered", "evaluated"]
     assert "rewritten while it was read" in heard.of("failed")[0]["error"]
     assert heard.of("registered")[0]["fingerprint"] == checkpoint_fingerprint(folder)
+    with registry.read() as session:
+        assert session.query(Checkpoint).count() == 1, "what was overwritten leaves no row"
 
 
 def test_the_command_only_registers_when_asked_to(tiny_llama: Path, registry: Registry, tmp_path: Path):

@@ -136,18 +136,23 @@ def register_base(registry: Registry, run_id: int, folder: Path) -> str:
 
 
 def register(
-    registry: Registry, run_id: int, folder: Path, name: str, step: int | None, parent: str | None, provenance: dict[str, Any]
-) -> str:
-    """Register a whole checkpoint as step `step` of a run; returns its fingerprint. One without a step plays a part of its own.
+    registry: Registry,
+    run_id: int,
+    checkpoint: tuple[Path, str],
+    name: str,
+    step: int | None,
+    parent: str | None,
+    provenance: dict[str, Any],
+) -> None:
+    """Register a whole checkpoint as step `step` of a run. One without a step plays a part of its own.
 
-    `parent`: fingerprint of what the training started from. Weights that are known already keep their first row.
-    Raises MissingInput when the folder is no checkpoint.
+    `checkpoint`: (folder, `checkpoint_fingerprint` of it); `parent`: fingerprint of what the training started from. Weights
+    that are known already keep their first row.
     """
-    fingerprint = checkpoint_fingerprint(folder)
+    folder, fingerprint = checkpoint
     told = provenance | {"name": name, "step": step}
     part = (folder.name[:30], 0) if step is None else ("policy", step)
     _register(registry, run_id, fingerprint, name, "third_party", folder, parent, told, part)
-    return fingerprint
 
 
 def _register(

@@ -20,7 +20,7 @@ from transformers import TrainerCallback
 
 from core import paths
 from core.errors import RecipeError
-from core.fingerprint import file_sha256
+from core.fingerprint import checkpoint_fingerprint, file_sha256
 from db import Registry
 from train.foreign import ADAPTER, close_run, copy_checkpoint, is_adapter, missing_parts, open_run, register, register_base
 from train.merging import RANKS, base_of, local_model, merged_adapter
@@ -127,7 +127,8 @@ class RegisterCheckpoints(TrainerCallback):
         provenance = {"program": "trainer", "settings": told, "metrics": metrics, "run": self.name}
         provenance |= {"adapter_sha256": adapter} if adapter else {}
         step, name = state.global_step, f"{self.name}/step-{state.global_step}"
-        fingerprint = register(self._registry, self._run, folder, name, step, self._parent, provenance)
+        fingerprint = checkpoint_fingerprint(folder)
+        register(self._registry, self._run, (folder, fingerprint), name, step, self._parent, provenance)
         self.registered[step], self._folders[step] = fingerprint, folder
         logger.info("Registered %s as %s (%s).", folder, name, fingerprint[:16])
         if self.evaluate == "every_save":
