@@ -59,7 +59,7 @@ def iterations(series: Series) -> Spec:
             "high": point.cell.high,
             "score": f.score(point.cell),
             "checkpoint": f.plain(point.checkpoint),
-            "n": point.cell.n,
+            "n": point.cell.n_questions,
             "colour": str((point.checkpoint_id - 1) % COLOURS),
         }
         for point in series.points

@@ -235,10 +235,23 @@ class Judgment(Base):
     """The verdict on the benchmark's own scale; None when the attempt failed."""
     error: Mapped[str | None] = mapped_column(ModelText)
     raw: Mapped[dict[str, Any]] = mapped_column(default=dict)
+    shown: Mapped[str | None] = mapped_column(Name(64))
+    """Key of the `Conversation` that the judge was shown: an endpoint's prompt, or what a reward model compared with."""
     tokens_in: Mapped[int] = mapped_column(default=0)
     tokens_out: Mapped[int] = mapped_column(default=0)
     micro_dollars: Mapped[int] = mapped_column(BigInteger, default=0)
     created_at: Mapped[datetime] = mapped_column(default=now)
+
+
+class Conversation(Base):
+    """Messages that a judge was shown, once for all judgments that share them."""
+
+    __tablename__ = "conversation"
+    id: Mapped[int] = mapped_column(Identity, primary_key=True)
+    key: Mapped[str] = mapped_column(Name(64), unique=True)
+    """Hash of the messages (`core.fingerprint.digest`)."""
+    messages: Mapped[list[Any]]
+    """[{"role", "content"}]."""
 
 
 class JudgeResponse(Base):

@@ -12,7 +12,7 @@ from sqlalchemy import ColumnElement, and_, func, or_, select
 from sqlalchemy.orm import Session
 
 from core.errors import RegistryError
-from db.models import Answer, AnswerSet, Checkpoint, Evaluation, Judge, Judgment, Score
+from db.models import Answer, AnswerSet, Checkpoint, Conversation, Evaluation, Judge, Judgment, Score
 
 Outcome = Literal["all", "better", "even", "worse", "failed", "cut"]
 """better, even, worse: mean verdict above, at, below .5 (for verdicts in [0, 1]: won, tied, lost; passed, not passed);
@@ -64,6 +64,8 @@ class Sample:
     evaluated: Evaluated
     answer: Answer
     judgments: list[Judgment]
+    shown: dict[str, list[dict[str, Any]]]
+    """`Judgment.shown` -> the messages that the judge was shown."""
 
 
 def evaluated_checkpoints(session: Session) -> list[tuple[str, str]]:
@@ -182,7 +184,9 @@ def sample(session: Session, evaluation_id: int, answer_id: int) -> Sample:
         )
         .order_by(Judgment.game)
     ).all()
-    return Sample(of, answer, list(judgments))
+    keys = {judgment.shown for judgment in judgments if judgment.shown}
+    shown = session.execute(select(Conversation.key, Conversation.messages).where(Conversation.key.in_(keys))).tuples().all()
+    return Sample(of, answer, list(judgments), dict(shown))
 
 
 def first_answers(session: Session, evaluation_id: int, questions: Sequence[str]) -> dict[str, int]:

@@ -14,7 +14,7 @@ from sqlalchemy.orm import Session
 from core.errors import MissingInput
 from core.fingerprint import digest
 from core.stage import Spec
-from db.models import Answer, AnswerSet, Checkpoint, Cost, Evaluation, Judge, Judgment, Score, now
+from db.models import Answer, AnswerSet, Checkpoint, Conversation, Cost, Evaluation, Judge, Judgment, Score, now
 from db.record import insert_ignore, upsert
 from db.registry import Registry
 from evals.benchmark import Benchmark, Place, Question, ScoreRow, answer_set_key
@@ -166,10 +166,14 @@ def latest_raws(session: Session, judge_id: int, version: str) -> list[dict[str,
 
 def store_verdicts(session: Session, evaluation_id: int, verdicts: Iterable[Verdict], anew: Container[Place] = ()) -> None:
     """Insert judgments; one that exists is replaced only if it had failed or its place is among `anew`. Its spending is kept."""
+    verdicts = list(verdicts)
+    shown = {verdict.key: digest(verdict.shown) for verdict in verdicts if verdict.shown}
+    messages = {shown[verdict.key]: verdict.shown for verdict in verdicts if verdict.shown}
+    insert_ignore(session, Conversation, [{"key": key, "messages": said} for key, said in messages.items()], ["key"])
     for verdict in verdicts:
         key = dict(zip(JUDGMENT_KEY, (evaluation_id, *verdict.key), strict=True))
         spent = {name: getattr(verdict, name) for name in ("tokens_in", "tokens_out", "micro_dollars")}
-        said = {"value": verdict.value, "error": verdict.error, "raw": verdict.raw or {}}
+        said = {"value": verdict.value, "error": verdict.error, "raw": verdict.raw or {}, "shown": shown.get(verdict.key)}
         if not insert_ignore(session, Judgment, [key | said | spent], JUDGMENT_KEY):
             again = update(Judgment).where(*(getattr(Judgment, name) == value for name, value in key.items()))
             more = {name: getattr(Judgment, name) + amount for name, amount in spent.items()}
@@ -178,6 +182,13 @@ def store_verdicts(session: Session, evaluation_id: int, verdicts: Iterable[Verd
                 again.where(failed).values(said | more | {"created_at": now()}),
                 execution_options={"synchronize_session": False},
             )
+
+
+def conversations(session: Session, evaluation_id: int) -> dict[str, list[dict[str, Any]]]:
+    """`Judgment.shown` -> the messages that the judge was shown, of an evaluation."""
+    keys = select(Judgment.shown).where(Judgment.evaluation_id == evaluation_id)
+    found = session.execute(select(Conversation.key, Conversation.messages).where(Conversation.key.in_(keys)))
+    return dict(found.tuples().all())
 
 
 def charge_judgment(session: Session, evaluation_id: int, place: tuple[str, int, int, int], spent: Mapping[str, int]) -> None:

@@ -21,6 +21,8 @@ class Verdict:
     tokens_in: int = 0
     tokens_out: int = 0
     micro_dollars: int = 0
+    shown: list[dict[str, Any]] | None = None
+    """The messages that the judge was shown: an endpoint's prompt, or the conversation that a reward model compared with."""
 
     @property
     def key(self) -> tuple[str, int, int, int]:

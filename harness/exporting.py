@@ -32,6 +32,7 @@ def export(registry: Registry, form: str, benchmark: str, checkpoint: str, judge
             scores=session.scalars(select(Score).where(Score.evaluation_id == evaluation.id).order_by(Score.id)).all(),
             version=answers.version,
             settings=answers.settings,
+            shown=records.conversations(session, evaluation.id),
         )
         session.expunge_all()
     if form == "lm_eval":

@@ -61,15 +61,19 @@ def test_what_is_written_is_read_again(tmp_path):
     answers = {(q.id, 1, 0): SimpleNamespace(text=f"**{q.id}**", output_tokens=2, detail={}) for q in questions}
     said = {("a", 1): ("A>>B", 0.0), ("a", 2): ("A>B", 1.0), ("b", 1): ("A=B", 0.5), ("b", 2): (None, None)}
     kept = {
-        (uid, 1, 0, game): SimpleNamespace(value=value, raw={"label": label, "replies": [{"text": "because"}]} if label else {})
+        (uid, 1, 0, game): SimpleNamespace(
+            value=value, raw={"label": label, "replies": [{"text": "because"}]} if label else {}, shown=f"{uid}{game}"
+        )
         for (uid, game), (label, value) in said.items()
     }
-    stored = Stored(questions, answers, kept, "gpt-4.1", [], "official@x", {})
+    asked = [{"role": "system", "content": "Judge."}, {"role": "user", "content": "Which?"}]
+    stored = Stored(questions, answers, kept, "gpt-4.1", [], "official@x", {}, {"a1": asked})
     for name, score in (("arena_hard", 100 * 1.5 / 5), ("arena_hard_v2", 25.0)):
         files = get_format(name).write("run/iter-1", stored, tmp_path / name)
         one, rows = read([files[1]], name)["run__iter-1"]
         assert rows["score"].value == pytest.approx(score) and rows["score"].n_failed == 1
         assert one.verdicts[0].raw["replies"][0]["text"] == "because"
+        assert one.verdicts[0].shown == (asked if name == "arena_hard_v2" else asked[1:]) and one.verdicts[1].shown is None
         outputs = get_format(name).read_outputs([files[0]])
         assert [answer.text for answer in outputs[0].answers] == ["**a**", "**b**"]
 

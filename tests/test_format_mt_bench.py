@@ -96,6 +96,9 @@ def test_pairwise_results_are_upstreams(data, files):
     # 75 of 160 turns are there, two of them with an error.
     assert (one["win_rate"].n, one["win_rate"].n_failed) == (73, 87)
     assert len({v.key for v in found["phi-3"].verdicts}) == 150
+    first = read_jsonl(path)[0]
+    (said,) = [v for v in found["phi-3"].verdicts if v.key == (str(first["question_id"]), first["turn"], 0, 2)]
+    assert said.shown == [{"role": "user", "content": first["g2_user_prompt"]}]
 
 
 def test_with_the_default_baseline_only_its_pairs_count(tmp_path):
@@ -131,7 +134,7 @@ def stored(questions, judge="gpt-4"):
             answers[question.id, turn, 0] = SimpleNamespace(text=f"Answer {turn} to {question.id}\u2028.")
             value = None if number == 3 and turn == 2 else float(1 + (number + turn) % 10)
             raw = {"replies": [{"text": f"Rating: [[{value}]]"}]} if value else {}
-            judgments[question.id, turn, 0, 1] = SimpleNamespace(value=value, raw=raw)
+            judgments[question.id, turn, 0, 1] = SimpleNamespace(value=value, raw=raw, shown=None)
     return Stored(questions, answers, judgments, judge, [], "official@x", {})
 
 

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from dashboard.format import visible
-from db.models import Answer, Calibration, Judge, Judgment
+from db.models import Answer, Calibration, Conversation, Judge, Judgment
 from db.registry import Registry
 from tests.browser import open_page
 from tests.hostile_text import PAYLOADS
@@ -34,7 +34,9 @@ def write(registry: Registry) -> None:
             question = f"{payload[:NAME]} {index}"
             session.add(Answer(answer_set_id=1, question_id=question, prompt=payload, text=payload, finish_reason="stop"))
             raw = {"replies": [{"text": payload, "top_logprobs": {payload: -0.1}}], "code": payload}
-            session.add(Judgment(evaluation_id=1, question_id=question, value=index % 2, raw=raw, error=payload))
+            session.add(Conversation(key=f"{index:064d}", messages=[{"role": payload, "content": payload}]))
+            told = {"raw": raw, "error": payload, "shown": f"{index:064d}"}
+            session.add(Judgment(evaluation_id=1, question_id=question, value=index % 2, **told))
         for index, payload in enumerate(PAYLOADS):
             name = f"{payload[:NAME]} {index}"
             session.add(Judge(key=f"{index:064d}", name=name, kind="openai", config={"prompt": payload}))

@@ -3,10 +3,11 @@
 import pytest
 from sqlalchemy import select
 
-from db.models import JudgeResponse
+from db.models import Answer, JudgeResponse, Judgment
 from evals import judged
 from evals.chat import alpaca_eval
 from evals.judges.cache import request_key
+from evals.records import conversations
 from tests.judge_stage import CERTAIN, JudgeStage, entry, judge_settings
 from tests.scripted_judge import ScriptedJudgeServer, says
 
@@ -104,6 +105,20 @@ def test_the_reply_is_kept_whole_with_the_model_that_gave_it(bench, registry):
     assert all(row.response["usage"]["prompt_tokens"] == row.tokens_in == 100 for row in rows)
 
 
+def test_what_the_judge_was_shown_is_kept_beside_its_verdict(bench, registry):
+    with ScriptedJudgeServer(lambda r, n: CERTAIN) as server:
+        calls(bench, server)
+        sent = [request["messages"] for request in server.requests]
+    with registry.read() as session:
+        rows, answers = session.scalars(select(Judgment)).all(), session.scalars(select(Answer)).all()
+        evaluation = rows[0].evaluation_id
+        shown = conversations(session, evaluation)
+    texts = {answer.question_id: answer.text for answer in answers}
+    assert len(rows) == 16 == len(shown)
+    for row in rows:
+        assert shown[row.shown] in sent and texts[row.question_id] in shown[row.shown][-1]["content"]
+
+
 def test_a_failed_call_is_not_kept(bench, registry):
     from tests.scripted_judge import fails
 
@@ -126,6 +141,12 @@ def test_a_follow_up_is_kept_by_its_whole_conversation(registry, make_spec, star
         assert judged.run(stage)["calls"] == 1 + 2 * 2 * 2
         bench.set_weights(b"a twin")
         assert judged.run(bench.stage(judge_settings(server), entry("arena_hard", limit=2), inputs=config))["calls"] == 0
+    with registry.read() as session:
+        rows = session.scalars(select(Judgment)).all()
+        shown = [conversations(session, row.evaluation_id)[row.shown] for row in rows]
+    assert len(rows) == 8 and {len(messages) for messages in shown} == {4}
+    assert {messages[2]["content"] for messages in shown} == {"Both have merit."}
+    assert all(len(row.raw["replies"]) == 2 for row in rows)
 
 
 def test_postgresql_keeps_the_same_ledger(postgres_url, make_spec, starter, tmp_path, server):

@@ -13,7 +13,7 @@ from sqlalchemy import func, select
 from core.errors import JudgeError, MissingInput
 from core.stage import Spec, Stage
 from db import complete_answer_set
-from db.models import AnswerSet, Cost, Evaluation, Judge, Judgment, Score
+from db.models import AnswerSet, Conversation, Cost, Evaluation, Judge, Judgment, Score
 from evals import judged, records
 from evals.benchmark import BENCHMARKS
 from evals.verdict import Verdict
@@ -325,11 +325,23 @@ def test_reward_models_judge_every_benchmark_and_the_held_out_prompts(
     assert (again["calls"], again["reused"]) == (0, 50)
     assert again["evaluations"] == artifact.metrics["evaluations"]
 
+    def compared(session) -> set[str]:
+        return set(session.scalars(select(Judgment.shown).where(Judgment.shown.is_not(None))))
+
+    with registry.read() as session:
+        kept = {row.key: row.messages for row in session.scalars(select(Conversation))}
+        assert set(kept) == compared(session)
+        one = session.scalars(select(Judgment).where(Judgment.shown.is_not(None))).first()
+        assert one.shown == one.raw["other"] and [message["role"] for message in kept[one.shown]] == ["user", "assistant"]
+        assert session.scalar(select(func.count(Judgment.id)).where(Judgment.shown.is_not(None))) == 16 + 12 + 16
+
     # Another policy meets the same baselines: only its own answers are scored, once, and by two models if held out.
     (policy / "model.safetensors").write_bytes(b"other weights")
     answer_all(registry, open_stage(settings, inputs))
     other = judged.run(open_stage(settings, inputs))
     assert (other["calls"], other["reused"]) == (16 + 12 + 16 + 2 * 6, 0)
+    with registry.read() as session:
+        assert compared(session) == set(kept), "what is compared with is kept once"
 
 
 def test_a_reward_judge_without_its_checkpoint_says_which_input(open_stage, starter, policy):

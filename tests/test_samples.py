@@ -3,11 +3,11 @@
 import re
 
 import pytest
-from sqlalchemy import select, text
+from sqlalchemy import select, text, update
 
 from core.errors import RegistryError
 from db import samples
-from db.models import Answer, Evaluation, Judge, Judgment, now
+from db.models import Answer, Conversation, Evaluation, Judge, Judgment, now
 from db.registry import VERSION_TABLE, Registry, head
 from tests.sample_registry import Sample, fill
 from tests.test_dashboard import HOSTILE, TAGS, app, shown, words  # noqa: F401  (app is a fixture)
@@ -111,6 +111,17 @@ def test_the_samples_page_lists_and_opens_answers(app, filled: Registry):  # noq
     opened = app("samples", filled, evaluation="1", sample="2")
     text = [code.value for code in opened.code]
     assert HOSTILE[1] in text and f"{HOSTILE[0]} I choose" in text and "<|user|>\nQuestion 1" in text
+    assert "was compared with" not in words(shown(opened))
+    asked = [{"role": "system", "content": "Be fair."}, {"role": "user", "content": HOSTILE[0]}]
+    with filled.write() as session:
+        session.add(Conversation(key="c" * 64, messages=asked))
+        session.execute(update(Judgment).where(Judgment.question_id == "q1").values(shown="c" * 64))
+    opened = app("samples", filled, evaluation="1", sample="2")
+    assert f"system: Be fair.\n\nuser: {HOSTILE[0]}" in [code.value for code in opened.code]
+    assert "What it was compared with" in words(shown(opened))
+    with filled.write() as session:
+        session.execute(update(Judge).values(kind="openai"))
+    assert "Prompt of the judge" in words(shown(app("samples", filled, evaluation="1", sample="2")))
     assert "There is no evaluation 99" in words(shown(app("samples", filled, evaluation="99")))
     gone = app("samples", filled, evaluation="1", sample="99999")
     assert "holds no answer" in words(shown(gone)) and "q0 " in words(shown(gone.button[0].click().run()))
@@ -119,12 +130,15 @@ def test_the_samples_page_lists_and_opens_answers(app, filled: Registry):  # noq
 def test_answers_of_a_registry_without_categories_are_kept(filled: Registry):
     with filled.write() as session:
         session.execute(text("ALTER TABLE answer DROP COLUMN category"))
+        session.execute(text("ALTER TABLE judgment DROP COLUMN shown"))
+        session.execute(text("DROP TABLE conversation"))
         session.execute(text(f"UPDATE {VERSION_TABLE} SET version_num = '0002'"))
     with pytest.raises(RegistryError, match="schema 0002 .*`harness db upgrade`"):
         Registry.open(filled.url)
     assert filled.upgrade() == ("0002", head())
     with filled.read() as session:
-        assert len(samples.lines(session, 1, limit=200)) == 120
+        listed = samples.lines(session, 1, limit=200)
+        assert len(listed) == 120 and samples.sample(session, 1, listed[0].answer_id).shown == {}
         assert samples.question_categories(session, 1) == {}
     with filled.write() as session:
         first = session.scalars(select(Answer).where(Answer.answer_set_id == 1).order_by(Answer.id)).first()

@@ -68,8 +68,8 @@ def _lineage(found: Card) -> str:
 
 def _scores(measured: list[Measured]) -> Markup:
     """Each evaluation's headline, with the way to its answers."""
-    columns = [Column("Benchmark"), Column("Score", numeric=True), Column("Change", numeric=True), Column("n", numeric=True)]
-    columns += [Column("Judge"), Column("Data", wide=True)]
+    columns = [Column("Benchmark"), Column("Score", numeric=True), Column("Change", numeric=True)]
+    columns += [Column("Questions", numeric=True), Column("Judge"), Column("Data", wide=True)]
     rows: list[list[object]] = []
     for one in measured:
         head = _head(one)
@@ -78,7 +78,8 @@ def _scores(measured: list[Measured]) -> Markup:
         failed = f"<small>{markup.text(f'{head.n_failed} failed')}</small>" if head.n_failed else ""
         metric = markup.text(f.metric_label(head.benchmark, head.metric))
         name = Markup(f"{markup.text(f.benchmark_label(head.benchmark))}<small>{metric}</small>")
-        rows.append([name, score, f.change(head), Markup(f"{head.n}{failed}"), f.judge(head), f.data_version(head.version)])
+        n = Markup(f"{f.count(head.n_questions)}{failed}")
+        rows.append([name, score, f.change(head), n, f.judge(head), f.data_version(head.version)])
     return markup.plain_table("Scores", columns, rows)
 
 

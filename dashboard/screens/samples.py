@@ -159,15 +159,18 @@ def _one(found: Sample) -> None:
     if answer.detail:
         _text("Settings and details of the answer", json.dumps(answer.detail, indent=1, ensure_ascii=False))
     for judgment in found.judgments:
-        _judgment(of, judgment)
+        _judgment(of, judgment, found.shown.get(judgment.shown or "", []))
 
 
-def _judgment(of: Evaluated, judgment: Judgment) -> None:
+def _judgment(of: Evaluated, judgment: Judgment, shown: list[dict[str, Any]]) -> None:
     """One verdict with what it was derived from."""
     raw: dict[str, Any] = dict(judgment.raw or {})
     order = f"Game {judgment.game}" if judgment.game > 1 or of.benchmark.startswith("arena") else "Verdict"
     note = judgment.error or f"value {f.decimal(judgment.value, 4)}"
     st.html(markup.heading(f"{order}: {f.decimal(judgment.value, 2)}", note))
+    if shown:
+        said = "\n\n".join(f"{message.get('role', '')}: {message.get('content', '')}" for message in shown)
+        _text("What it was compared with" if of.judge_kind == "reward_model" else "Prompt of the judge", said)
     replies, code = raw.pop("replies", []), raw.pop("code", None)
     for number, reply in enumerate(replies, 1):
         _text(f"Reply {number} of the judge", str(reply.get("text", "")))

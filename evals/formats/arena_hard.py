@@ -22,7 +22,7 @@ from evals.chat.arena_scores import Game, breakdown, label_counts, points, score
 from evals.chat.style_control import FEATURES, TOKENIZER_FIX, Version, flat_style, markdown_counts, token_counter
 from evals.formats.arena_hard_tables import read_leaderboards
 from evals.formats.arena_hard_write import write_answers, write_judgments
-from evals.formats.saved import PublishedScore, SavedAnswer, SavedEvaluation, SavedOutputs, Stored, read_rows
+from evals.formats.saved import PublishedScore, SavedAnswer, SavedEvaluation, SavedOutputs, Stored, read_rows, shown
 from evals.verdict import Verdict
 
 V01_BASELINE = "gpt-4-0314"
@@ -238,7 +238,8 @@ class _GameSet:
                 raw["weight"] = weight
                 self.labels.append((number, label))
             self.games.append(Game(prompt, number, value, weight, sample))
-            self.verdicts.append(Verdict(prompt, value, sample=sample, game=number, error=error, raw=raw))
+            said = shown((game or {}).get("user_prompt") or (game or {}).get("prompt"))
+            self.verdicts.append(Verdict(prompt, value, sample=sample, game=number, error=error, raw=raw, shown=said))
 
     def _add_battles(self, battles: Sequence[Mapping[str, Any]]) -> None:
         """Rows of `arena_hard_battles.jsonl`: one a counted verdict, in which games can no longer be told apart."""

@@ -51,17 +51,17 @@ def write_judgments(model: str, rows: Stored, folder: Path, version: Version, ba
             )
         row = {"uid": question.id, "question_id": question.id, "category": question.category, "judge": judge, "model": name}
         row["baseline"] = question.data.get("baseline_model") or baseline
-        found.append(row | {"games": [_game(one, version) for one in judgments]})
+        found.append(row | {"games": [_game(one, version, rows) for one in judgments]})
     return write_text(folder / "model_judgment" / judge / f"{name}.jsonl", _lines(found))
 
 
-def _game(judgment: Any, version: Version) -> dict[str, Any]:
+def _game(judgment: Any, version: Version, rows: Stored) -> dict[str, Any]:
     raw = (judgment.raw if judgment is not None else None) or {}
     text = "\n".join(reply["text"] for reply in raw.get("replies", ())) or None
     score = raw.get("label") if judgment is not None and judgment.value is not None else None
     if version == "v0.1":
-        return {"user_prompt": None, "judgment": text, "score": score}
-    return {"score": score, "judgment": {"answer": text}, "prompt": None}
+        return {"user_prompt": rows.user_prompt_of(judgment) or None, "judgment": text, "score": score}
+    return {"score": score, "judgment": {"answer": text}, "prompt": list(rows.prompt_of(judgment)) or None}
 
 
 def _lines(rows: Sequence[dict[str, Any]]) -> str:

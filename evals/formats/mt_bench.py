@@ -25,6 +25,7 @@ from evals.formats.saved import (
     Stored,
     file_name,
     read_rows,
+    shown,
     write_text,
 )
 from evals.verdict import Verdict
@@ -116,7 +117,7 @@ class MTBenchFormat:
         for question in rows.questions:
             for (of, turn, _, _), judgment in sorted(rows.judgments.items()):
                 if of == question.id:
-                    judged.append(_judgment_row(name, rows.judge, question, turn, judgment))
+                    judged.append(_judgment_row(name, rows.judge, question, turn, judgment, rows.user_prompt_of(judgment)))
         target = folder / "model_judgment" / f"{rows.judge.replace('/', '__')}_single.jsonl"
         others = [row for row in read_jsonl(target) if row["model"] != name] if target.is_file() else []
         written = [write_text(folder / "model_answer" / f"{name}.jsonl", _lines(answers))] if answers else []
@@ -179,6 +180,7 @@ def _single_evaluation(model: str, judge: str, rows: Sequence[dict[str, Any]], c
             *(question, rating, turn, sample[place]),
             error=None if rating is not None else "no rating",
             raw={"rating": rating, "judgment": row.get("judgment"), "template": _template(row)},
+            shown=shown(row.get("user_prompt")),
         )
         for place, ((question, turn), rating, row) in enumerate(zip(items, ratings, rows, strict=True))
     ]
@@ -225,7 +227,8 @@ def _pair_evaluations(judge: str, rows: list[dict[str, Any]], categories: Mappin
             for game, value in enumerate(points, 1):
                 raw = {"winner": row[f"g{game}_winner"], "judgment": row.get(f"g{game}_judgment"), "template": _template(row)}
                 error = None if value is not None else "no verdict"
-                verdicts.append(Verdict(question, value, turn, sample[place], game, error, raw))
+                said = shown(row.get(f"g{game}_user_prompt"))
+                verdicts.append(Verdict(question, value, turn, sample[place], game, error, raw, shown=said))
         opponents = sorted({side for row in games for side in _sides(row)} - {model})
         absent = _absent_turns(items, [row[_other_side(row, model)] for row in games], opponents, categories)
         failed = results.count(None)
@@ -324,8 +327,8 @@ def _template(row: Mapping[str, Any]) -> str | None:
     return str(judge[1]) if isinstance(judge, list) and len(judge) > 1 else None
 
 
-def _judgment_row(model: str, judge: str, question: Any, turn: int, judgment: Any) -> dict[str, Any]:
-    """One line of `JUDGE_single.jsonl`. The prompt that was sent is not stored; its template and both texts are."""
+def _judgment_row(model: str, judge: str, question: Any, turn: int, judgment: Any, prompt: str) -> dict[str, Any]:
+    """One line of `JUDGE_single.jsonl`. `prompt` is "" for judgments of before prompts were kept."""
     raw = judgment.raw or {}
     replies = raw.get("replies") or []
     template = "single-math-v1" if question.category in NEEDS_REFERENCE else "single-v1"
@@ -333,7 +336,7 @@ def _judgment_row(model: str, judge: str, question: Any, turn: int, judgment: An
         "question_id": _id(question.id),
         "model": model,
         "judge": [judge, template + ("-multi-turn" if turn == 2 else "")],
-        "user_prompt": "",
+        "user_prompt": prompt,
         "judgment": replies[-1]["text"] if replies else raw.get("judgment") or "",
         "score": FAILED_SCORE if judgment.value is None else judgment.value,
         "turn": turn,

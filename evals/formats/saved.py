@@ -116,6 +116,24 @@ class Stored:
     """`db.models.Score`s."""
     version: str
     settings: Mapping[str, Any]
+    shown: Mapping[str, Sequence[Mapping[str, Any]]] = field(default_factory=dict)
+    """`Judgment.shown` -> the messages that the judge was shown; {} for judgments of before they were kept."""
+
+    def prompt_of(self, judgment: Any) -> Sequence[Mapping[str, Any]]:
+        """The messages that a judgment's judge was shown; none where they are not known."""
+        return self.shown.get(judgment.shown, ()) if judgment is not None else ()
+
+    def user_prompt_of(self, judgment: Any) -> str:
+        """The judge's first user message, which the reference tools keep as the prompt; "" where it is not known."""
+        return next((str(message["content"]) for message in self.prompt_of(judgment) if message["role"] == "user"), "")
+
+
+def shown(prompt: Any) -> list[dict[str, Any]] | None:
+    """What a judge was asked, as the reference tools keep it (a user message, or messages), for `Verdict.shown`."""
+    if isinstance(prompt, str) and prompt:
+        return [{"role": "user", "content": prompt}]
+    messages = [one for one in prompt if isinstance(one, dict)] if isinstance(prompt, list) else []
+    return [{"role": str(one.get("role", "")), "content": str(one.get("content", ""))} for one in messages] or None
 
 
 _FORMATS = {

@@ -6,6 +6,7 @@ compared with, sigmoid(r(policy) - r(other)). `HeldOutRewardJudge` reports raw r
 
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -76,7 +77,7 @@ class RewardModelJudge:
                 key = digest(theirs)
                 probability = sigmoid(mine - self._known[key])
                 raw = {"reward": mine, "other_reward": self._known[key], "other": key, "probability": probability}
-                verdicts.append(_verdict(task, benchmark.value_of(probability), raw))
+                verdicts.append(replace(_verdict(task, benchmark.value_of(probability), raw), shown=theirs))
             store(verdicts)
         return scored
 

@@ -118,9 +118,9 @@ class Session:
             return Verdict(**asdict(decided) | place)
         prompt = self.benchmark.prompt(task, self.files)
         replies: list[Reply] = []
-        spent = [0, 0, 0]
+        shown, spent = list(prompt.messages), [0, 0, 0]
         try:
-            reading = await self._ask(task, prompt, replies, spent)
+            reading = await self._ask(task, prompt, shown, replies, spent)
             raw = reading.detail | {"replies": [asdict(reply) for reply in replies]}
         except GivenUp as error:
             if self.failure is not None:
@@ -138,20 +138,23 @@ class Session:
             value=reading.value,
             error=reading.error,
             raw=raw,
+            shown=shown,
             tokens_in=tokens_in,
             tokens_out=tokens_out,
             micro_dollars=micro_dollars,
         )
 
-    async def _ask(self, task: Task, prompt: Prompt, replies: list[Reply], spent: list[int]) -> Reading:
-        """The reading of one or more calls; what they said and cost is added to `replies` and `spent`.
+    async def _ask(
+        self, task: Task, prompt: Prompt, messages: list[dict[str, str]], replies: list[Reply], spent: list[int]
+    ) -> Reading:
+        """The reading of one or more calls; what they were asked, said and cost is left in `messages`, `replies` and `spent`.
 
         Kept replies are read first; one without a verdict leads to the next sample index, bought at most once a pass.
         """
         parameters = adjusted(prompt.parameters, self.judge.settings)
         for sample in itertools.count():
             replies.clear()
-            messages, bought = list(prompt.messages), False
+            messages[:], bought = prompt.messages, False
             while True:
                 body, fresh = await self._reply(task, messages, parameters, sample, spent)
                 bought = bought or fresh
