@@ -74,3 +74,21 @@ def eos_token_ids(file: Path) -> list[int]:
     except (ValueError, AttributeError) as error:
         raise MissingInput(f"{file} is not a JSON object ({error}); save or download the checkpoint again.") from error
     return sorted({found} if isinstance(found, int) else set(found or ()))
+
+
+def chat_template(folder: Path) -> str | None:
+    """The text of a checkpoint's chat template as transformers finds it, the default one of several; None where there is none.
+
+    A chat_template.json is of processors and does not count. Raises MissingInput for a tokenizer_config.json that is no JSON.
+    """
+    if (folder / "chat_template.jinja").is_file():
+        return (folder / "chat_template.jinja").read_text(encoding="utf-8")
+    file = folder / "tokenizer_config.json"
+    try:
+        found = json.loads(file.read_text(encoding="utf-8")).get("chat_template") if file.is_file() else None
+    except (ValueError, AttributeError) as error:
+        raise MissingInput(f"{file} is not a JSON object ({error}); save or download the checkpoint again.") from error
+    if isinstance(found, list):
+        named = {one.get("name"): one.get("template") for one in found}
+        found = named.get("default") or next(iter(named.values()), None)
+    return found or None

@@ -39,8 +39,8 @@ class Card:
     checkpoint: Checkpoint
     run: str | None
     recipe: str | None
-    data: dict[str, Any]
-    """The recipe's keys of the data, where a run made it."""
+    recipe_keys: dict[str, Any]
+    """The whole recipe, where a run made it."""
     counts: dict[str, Any]
     """What the run's data stage kept and dropped."""
     pairs: PreferenceSet | None
@@ -74,9 +74,8 @@ def card(session: Session, fingerprint: str) -> Card:
         counts = session.scalar(select(StageRun.metrics).where(StageRun.run_id == run.id, StageRun.program == "train.data"))
         of = select(PreferenceSet).where(PreferenceSet.run_id == run.id, PreferenceSet.iteration == row.iteration)
         pairs = session.scalar(of) if row.iteration is not None else None
-    data = (run.recipe or {}).get("data", {}) if run else {}
-    names = (run.name, run.recipe_name) if run else (None, None)
-    return Card(row, *names, data, counts or {}, pairs, ancestors, list(measured.values()))
+    about = (run.name, run.recipe_name, run.recipe or {}) if run else (None, None, {})
+    return Card(row, *about, counts or {}, pairs, ancestors, list(measured.values()))
 
 
 def _ancestor(session: Session, row: Checkpoint) -> Ancestor:

@@ -55,6 +55,8 @@ class Evaluated:
     settings: dict[str, Any]
     provenance: dict[str, Any]
     n_questions: int
+    answer_set_key: str
+    evaluation_key: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -253,6 +255,7 @@ def _evaluated() -> Any:
         select(
             *(Evaluation.id, Checkpoint.name, Checkpoint.fingerprint, AnswerSet.benchmark, AnswerSet.version),
             *(Judge.name, Judge.kind, AnswerSet.settings, Evaluation.provenance, AnswerSet.n_questions),
+            *(AnswerSet.key, Evaluation.key),
         )
         .join(AnswerSet, Evaluation.answer_set_id == AnswerSet.id)
         .join(Checkpoint, AnswerSet.checkpoint_id == Checkpoint.id)

@@ -40,12 +40,6 @@ def template_text(name: str) -> str:
     return text
 
 
-def has_template(folder: Path) -> bool:
-    """Whether transformers finds a chat template for the tokenizer of a checkpoint directory (chat_template.json is of
-    processors)."""
-    return (folder / TEMPLATE).is_file() or bool(_read(folder / TOKENIZER).get("chat_template"))
-
-
 def with_template(folder: Path, name: str) -> Path:
     """A checkpoint directory under HARNESS_HOME/models with the files of `folder` and the template `name`; made once.
 

@@ -16,6 +16,7 @@ from db import Registry, add_to, insert_ignore, models, upsert
 from db.models import now
 from harness.plan import Node
 from train.curves import FILE as CURVES
+from train.foreign import templated
 
 # label of a policy in the plan -> kind of checkpoint
 KINDS = {
@@ -208,6 +209,7 @@ def checkpoint(
 ) -> int:
     """Register weights under their fingerprint and the part they play in this run. `parent` and `reference` are fingerprints."""
     kind = KINDS.get(label, "iteration")
+    provenance = provenance | (templated(Path(path)) if path else {})
     with registry.write() as session:
         known = select(models.Checkpoint.fingerprint, models.Checkpoint.id).where(
             models.Checkpoint.fingerprint.in_([parent, reference])

@@ -10,9 +10,9 @@ from pathlib import Path
 from typing import Any
 
 from core.errors import MissingInput, RecipeError
-from core.fingerprint import checkpoint_fingerprint, file_sha256, tree_sha256
+from core.fingerprint import chat_template, checkpoint_fingerprint, file_sha256, tree_sha256
 from harness.catalogue import get_entry, load_catalogue, nearest
-from harness.chat_template import has_template, with_template
+from harness.chat_template import with_template
 from harness.checkpoint_folder import checkpoint_folder
 from harness.data import Located, benchmark_files, files_of, is_local_rows, local_source, locate, official_benchmarks
 from harness.plan import BenchmarkInput, Inputs, Ref
@@ -169,7 +169,7 @@ def resolve_model(model: Model, key: str) -> Ref:
     folder = checkpoint_folder(model.source, model.revision)
     if model.chat_template is not None:
         folder = with_template(folder, model.chat_template)
-    elif not has_template(folder):
+    elif chat_template(folder) is None:
         raise MissingInput(
             f"{model.source} has no chat template, as base models often have none: set {key}.chat_template to that of its family "
             "(llama-3 or chatml), or to the path of a .jinja file."

@@ -86,6 +86,7 @@ def test_the_card_says_what_it_learned_from_and_how_to_publish_it(app, registry:
         row = session.query(Checkpoint).filter_by(name="quickstart/iter-2").one()
         settings = {"beta": 0.1, "loss_options": {"width": 2.0}, "max_steps": None}
         row.provenance = {"program": "train.dpo", "settings": settings, "environment": {"torch": "2.13.0", "machine": "x86_64"}}
+        row.provenance |= {"chat_template": "{% for m in messages %}<|im_start|>"}
     test = app("checkpoint", registry, fingerprint=digest("quickstart/iter-2"))
     said = " ".join(words(shown(test)).split())
     assert "starter prompts prompts 1 200" in said and "Sft 105" in said
@@ -94,6 +95,8 @@ def test_the_card_says_what_it_learned_from_and_how_to_publish_it(app, registry:
         "train.dpo on x86_64" in said and "loss_options.width 2.0" in said and "max_steps none" in said and "torch 2.13.0" in said
     )
     typed = [code.value for code in test.code]
+    assert {"Recipe of the run", "Chat template"} <= {one.label for one in test.expander}
+    assert "{% for m in messages %}<|im_start|>" in typed and any('"name": "starter prompts"' in value for value in typed)
     assert "harness export model quickstart/iter-2 --to out/model" in typed
     assert "harness export dataset quickstart --iteration 2 --to out/pairs" in typed
 

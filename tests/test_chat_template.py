@@ -7,8 +7,8 @@ from pathlib import Path
 import pytest
 
 from core.errors import MissingInput, RecipeError, UnsafeCheckpoint
-from core.fingerprint import checkpoint_fingerprint, eos_token_ids
-from harness.chat_template import has_template, template_text, with_template
+from core.fingerprint import chat_template, checkpoint_fingerprint, eos_token_ids
+from harness.chat_template import template_text, with_template
 from harness.plan import build_plan
 from harness.recipe_file import load_recipe
 from harness.resolve import resolve
@@ -98,7 +98,7 @@ def test_the_template_is_part_of_the_checkpoint_that_the_plan_is_built_on(bare: 
     assert refs[0] == refs[1] and len({ref.fingerprint for ref in refs}) == 2
     made = Path(refs[0].path)
     assert made.is_relative_to(tmp_path / "home") and checkpoint_fingerprint(made) == refs[0].fingerprint
-    assert load_tokenizer(made).chat_template == template_text("chatml") and not has_template(bare)
+    assert load_tokenizer(made).chat_template == template_text("chatml") and chat_template(bare) is None
     assert (made / "model.safetensors").samefile(bare / "model.safetensors"), "weights are linked, not copied"
     assert [path.name for path in made.parent.iterdir() if "." in path.name.rpartition("-")[2]] == [], "nothing half-made stays"
     recipe = load_recipe("quickstart")
@@ -111,11 +111,26 @@ def test_a_template_of_the_recipe_replaces_the_models_own(tiny_llama: Path, tmp_
     own = (copy / "chat_template.jinja").rename(tmp_path / "own.jinja").read_text()
     config = json.loads((copy / "tokenizer_config.json").read_text())
     (copy / "tokenizer_config.json").write_text(json.dumps(config | {"chat_template": own}))
-    assert has_template(copy) and base(copy).base.path == str(copy)
+    assert chat_template(copy) and base(copy).base.path == str(copy)
     made = with_template(copy, "chatml")
     assert load_tokenizer(made).chat_template == template_text("chatml")
     assert "chat_template" not in json.loads((made / "tokenizer_config.json").read_text())
     assert json.loads((copy / "tokenizer_config.json").read_text())["chat_template"] == own
+
+
+def test_of_several_templates_the_default_one_counts(tmp_path: Path) -> None:
+    file = tmp_path / "tokenizer_config.json"
+    for told, found in (
+        ([{"name": "tool_use", "template": "T"}, {"name": "default", "template": "D"}], "D"),
+        ([{"name": "tool_use", "template": "T"}], "T"),
+        ("", None),
+        ([], None),
+    ):
+        file.write_text(json.dumps({"chat_template": told}))
+        assert chat_template(tmp_path) == found
+    file.write_text("[")
+    with pytest.raises(MissingInput, match="not a JSON object"):
+        chat_template(tmp_path)
 
 
 def test_weights_that_changed_under_the_same_name_are_another_checkpoint(bare: Path) -> None:

@@ -48,6 +48,8 @@ def registered(registry: Registry, run: str) -> dict[int, Checkpoint]:
 
 
 def test_every_save_of_a_trl_trainer_becomes_a_row_with_its_lineage(tiny_llama: Path, registry: Registry, tmp_path: Path):
+    from transformers import AutoTokenizer
+
     from train.register_callback import RegisterCheckpoints
 
     callback = RegisterCheckpoints("my-sft", registry=registry.url)
@@ -57,6 +59,7 @@ def test_every_save_of_a_trl_trainer_becomes_a_row_with_its_lineage(tiny_llama: 
     assert rows[4].fingerprint == checkpoint_fingerprint(tmp_path / "out" / "checkpoint-4") != rows[2].fingerprint
     assert (rows[4].name, rows[4].kind, rows[4].source) == ("my-sft/step-4", "third_party", "imported")
     told = rows[4].provenance
+    assert told["chat_template"] == AutoTokenizer.from_pretrained(tiny_llama).chat_template
     assert told["step"] == 4 and told["settings"]["learning_rate"] == 1e-3 and told["metrics"]["loss"] > 0
     with registry.read() as session:
         base = session.scalars(select(Checkpoint).where(Checkpoint.id == rows[4].parent_id)).one()

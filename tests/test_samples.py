@@ -1,5 +1,6 @@
 """Answers with their verdicts: pages of them, one in full, and the pages that show them; model text stays text."""
 
+import hashlib
 import re
 
 import pytest
@@ -110,6 +111,8 @@ def test_the_samples_page_lists_and_opens_answers(app, filled: Registry):  # noq
     assert "q99" in few and "q1 " not in few
     opened = app("samples", filled, evaluation="1", sample="2")
     text = [code.value for code in opened.code]
+    assert hashlib.sha256(HOSTILE[1].encode()).hexdigest()[:16] in shown(opened)
+    assert any(value.endswith("/samples?evaluation=1&sample=2") or "evaluation=1&sample=2" in value for value in text)
     assert HOSTILE[1] in text and f"{HOSTILE[0]} I choose" in text and "<|user|>\nQuestion 1" in text
     assert "was compared with" not in words(shown(opened))
     asked = [{"role": "system", "content": "Be fair."}, {"role": "user", "content": HOSTILE[0]}]

@@ -16,7 +16,7 @@ from typing import Any
 from sqlalchemy import select
 
 from core.errors import RegistryError
-from core.fingerprint import checkpoint_fingerprint, digest
+from core.fingerprint import chat_template, checkpoint_fingerprint, digest
 from core.stage import environment, require_free_space
 from db import Registry, insert_ignore, models, upsert
 from db.models import now
@@ -155,6 +155,12 @@ def register(
     _register(registry, run_id, fingerprint, name, "third_party", folder, parent, told, part)
 
 
+def templated(folder: Path) -> dict[str, str]:
+    """{"chat_template": its text} of a checkpoint's provenance, so that its card shows what its prompts were rendered by."""
+    template = chat_template(folder)
+    return {"chat_template": template} if template else {}
+
+
 def _register(
     registry: Registry,
     run_id: int,
@@ -169,7 +175,7 @@ def _register(
     with registry.write() as session:
         above = session.scalar(select(models.Checkpoint.id).where(models.Checkpoint.fingerprint == parent)) if parent else None
         values = {"name": name, "kind": kind, "source": "imported", "path": str(folder), "run_id": run_id, "parent_id": above}
-        row = values | {"fingerprint": fingerprint, "provenance": provenance}
+        row = values | {"fingerprint": fingerprint, "provenance": provenance | templated(folder)}
         insert_ignore(session, models.Checkpoint, [row], ["fingerprint"])
         known = session.scalars(select(models.Checkpoint).where(models.Checkpoint.fingerprint == fingerprint)).one()
         if not known.path or not Path(known.path).exists():  # these weights have moved

@@ -139,7 +139,7 @@ def commands(found: Card, one: Measured, head: Cell) -> list[str]:
 def _provenance(found: Card) -> None:
     """What it learned from, with which settings, on what; and what to type to publish it."""
     provenance = found.checkpoint.provenance
-    if found.data or found.counts:
+    if found.recipe_keys.get("data") or found.counts:
         st.header("Data", anchor=False)
         for part in _sources(found):
             st.html(part)
@@ -156,6 +156,12 @@ def _provenance(found: Card) -> None:
                 with st.expander(title.capitalize()):
                     rows = [[key, "none" if value is None else str(value)] for key, value in flat(provenance[title])]
                     st.html(markup.plain_table(title.capitalize(), [Column("Key"), Column("Value", wide=True)], rows))
+        if provenance.get("chat_template"):
+            with st.expander("Chat template"):
+                st.code(f.visible(provenance["chat_template"]), language=None, wrap_lines=True)
+        if found.recipe_keys:
+            with st.expander("Recipe of the run"):
+                show_json(found.recipe_keys)
         with st.expander("All that is recorded"):
             show_json(provenance)
     typed = _publish(found)
@@ -168,7 +174,7 @@ def _provenance(found: Card) -> None:
 def _sources(found: Card) -> list[Markup]:
     """The recipe's sources, what was kept of them, and an iteration's pairs."""
     parts = []
-    sources = found.data.get("sources") or []
+    sources = (found.recipe_keys.get("data") or {}).get("sources") or []
     if sources:
         columns = [Column("Source"), Column("For"), Column("At most", numeric=True)]
         rows = [

@@ -3,13 +3,13 @@
 import json
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from urllib.parse import urlencode
 
 import streamlit as st
 
 from dashboard import export, markup
 from dashboard import format as f
 from dashboard.curves import draw_iterations
+from dashboard.link import copy_link
 from dashboard.ranking import Board, board, comparable, order_groups
 from dashboard.source import empty, expected_errors, read
 from db import samples, views
@@ -65,11 +65,7 @@ def _filters(rows: list[Row], runs: list[str]) -> Chosen:
     with st.container(horizontal=True, gap="small"):
         with st.popover("Columns and judge", icon=":material/tune:"):
             kept, columns, only = _view(kept)
-        with st.popover("Copy link", icon=":material/link:"):
-            address = (st.context.url or "").partition("?")[0]
-            query = urlencode([(name, value) for name in st.query_params for value in st.query_params.get_all(name)])
-            st.caption("This page as it stands, with every filter.")
-            st.code(f.visible(f"{address}?{query}" if query else address), language=None, wrap_lines=True)
+        copy_link("This page as it stands, with every filter.")
         with st.popover("Compare two", icon=":material/compare_arrows:"):
             _compare(kept)
     found = {name for row in kept for name in row.evaluations}

@@ -1,5 +1,6 @@
 """The answers behind a cell, and one of them in full: prompt, answer, what the judge said, what the sandbox saw."""
 
+import hashlib
 import json
 from collections import Counter
 from typing import Any
@@ -9,6 +10,7 @@ import streamlit as st
 from core.fingerprint import digest
 from dashboard import format as f
 from dashboard import markup
+from dashboard.link import copy_link
 from dashboard.markup import Column, Markup
 from dashboard.source import empty, expected_errors, read
 from db import samples
@@ -35,9 +37,11 @@ def page() -> None:
         st.html(_about(chosen))
         answer = _number("sample")
         if answer is not None:
-            if st.button("All samples of this evaluation", icon=":material/arrow_back:"):
-                del st.query_params["sample"]
-                st.rerun()
+            with st.container(horizontal=True, gap="small"):
+                if st.button("All samples of this evaluation", icon=":material/arrow_back:"):
+                    del st.query_params["sample"]
+                    st.rerun()
+                copy_link("This answer with its verdicts.")
             _one(read(samples.sample, chosen.evaluation_id, answer))
         else:
             _list(chosen)
@@ -151,6 +155,8 @@ def _one(found: Sample) -> None:
                 ("Tokens", f.count(answer.output_tokens), f"prompt {f.count(answer.prompt_tokens)}"),
                 ("Ended", answer.finish_reason or f.ABSENT, f"seed {answer.seed}" if answer.seed is not None else ""),
                 ("Judge's tokens", f.count(tokens), f"{spent / 1e6:.6f} dollars" if spent else ""),
+                ("sha256 of the answer", _sha256(answer.text), f"of the prompt {_sha256(answer.prompt)}"),
+                ("Evaluation", of.evaluation_key[:16], f"answer set {of.answer_set_key[:16]}"),
             ]
         )
     )
@@ -160,6 +166,10 @@ def _one(found: Sample) -> None:
         _text("Settings and details of the answer", json.dumps(answer.detail, indent=1, ensure_ascii=False))
     for judgment in found.judgments:
         _judgment(of, judgment, found.shown.get(judgment.shown or "", []))
+
+
+def _sha256(text: str) -> str:
+    return hashlib.sha256(text.encode("utf-8", "surrogatepass")).hexdigest()[:16]
 
 
 def _judgment(of: Evaluated, judgment: Judgment, shown: list[dict[str, Any]]) -> None:
