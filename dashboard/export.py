@@ -1,4 +1,4 @@
-"""The table that is shown as CSV, Markdown, LaTeX and JSON: its lines, its columns, its cells, in its order.
+"""The table that is shown as CSV, Markdown, LaTeX and JSON: its lines, its columns, its cells, in its order; a card as JSON.
 
 Pure, text out; model-given names cannot act in any of them.
 """
@@ -6,10 +6,12 @@ Pure, text out; model-given names cannot act in any of them.
 import csv
 import io
 import re
+from dataclasses import asdict
 from typing import Any
 
 from dashboard import format as f
 from dashboard.ranking import Board, Ranked
+from db.card import Card
 from db.leaderboard import Cell
 
 # What a spreadsheet takes for a formula at the start of a cell, full-width forms included
@@ -21,6 +23,29 @@ _CELL_FIELDS = ("value", "low", "high", *_CHANGE, "n", "n_failed", "metric", "ju
 _TEX = {"\\": r"\textbackslash{}", "~": r"\textasciitilde{}", "^": r"\textasciicircum{}", "\u2212": "$-$", "\u2013": "--"}
 _TEX |= {mark: f"\\{mark}" for mark in "&%$#_{}"} | {"[": "{[}", "]": "{]}", f.FLAG: r"\textdagger{}", "\u2009": r"\,"}
 _TEX |= {"▲": r"$\blacktriangle$", "▼": r"$\blacktriangledown$", "<": r"\textless{}", ">": r"\textgreater{}"}
+
+
+def file_part(name: str) -> str:
+    """A name as a part of a file's name: letters, digits, dot, dash and underscore."""
+    return re.sub(r"[^\w.-]+", "-", name, flags=re.ASCII).strip("-.") or "unnamed"
+
+
+def card_json(found: Card) -> dict[str, Any]:
+    """A checkpoint's card: where it comes from, how it was made, and every metric of every evaluation with its identity."""
+    row = found.checkpoint
+    about = {name: getattr(row, name) for name in ("name", "kind", "iteration", "source", "fingerprint", "provenance")}
+    return about | {
+        "created_at": row.created_at.isoformat(),
+        "run": found.run,
+        "recipe": found.recipe_keys,
+        "lineage": [asdict(one) for one in found.ancestors],
+        "data": found.counts,
+        "evaluations": [
+            {"settings": one.settings, "judge": one.judge_config, "provenance": one.provenance}
+            | {"scores": [{"benchmark": cell.benchmark, **_score(cell)} for cell in one.cells]}
+            for one in found.measured
+        ],
+    }
 
 
 def to_json(table: Board) -> list[dict[str, Any]]:

@@ -84,6 +84,17 @@ def read(view: Callable[..., Result], *arguments: Any, **options: Any) -> Result
     return _shared.answer(f"{url} {view.__module__}.{view.__qualname__} {arguments!r} {options!r}", lambda: _state(url), ask)
 
 
+def later(view: Callable[..., Result], *arguments: Any) -> Callable[[], Result]:
+    """`read` for a file that is made when it is asked for, outside a page's run; the answer, which may be large, is not kept."""
+    registry = _open(default_registry_url())
+
+    def ask() -> Result:
+        with registry.read() as session:
+            return view(session, *arguments)
+
+    return ask
+
+
 def _state(url: str) -> str:
     """Changes when the registry does (SQLite: size and time of its files), else, on a server, every STALE_SECONDS."""
     now = time.monotonic()

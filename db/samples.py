@@ -191,6 +191,38 @@ def sample(session: Session, evaluation_id: int, answer_id: int) -> Sample:
     return Sample(of, answer, list(judgments), dict(shown))
 
 
+def conversations(session: Session, evaluation_id: int) -> dict[str, list[dict[str, Any]]]:
+    """`Judgment.shown` -> the messages that the judge was shown, of an evaluation."""
+    keys = select(Judgment.shown).where(Judgment.evaluation_id == evaluation_id)
+    found = session.execute(select(Conversation.key, Conversation.messages).where(Conversation.key.in_(keys)))
+    return dict(found.tuples().all())
+
+
+def everything(session: Session, evaluation_id: int) -> list[dict[str, Any]]:
+    """All answers of an evaluation, each with its verdicts, in the order in which they were stored. JSON-serialisable."""
+    judged: dict[tuple[str, int, int], list[dict[str, Any]]] = {}
+    fields = ("game", "value", "error", "raw", "shown", "tokens_in", "tokens_out", "micro_dollars")
+    for one in session.scalars(select(Judgment).where(Judgment.evaluation_id == evaluation_id).order_by(Judgment.game)):
+        verdict = {name: getattr(one, name) for name in fields}
+        judged.setdefault((one.question_id, one.turn, one.sample), []).append(verdict)
+    shown = conversations(session, evaluation_id)
+    for verdicts in judged.values():
+        for verdict in verdicts:
+            verdict["shown"] = shown.get(verdict["shown"])
+    answers = (
+        select(Answer)
+        .join(Evaluation, Evaluation.answer_set_id == Answer.answer_set_id)
+        .where(Evaluation.id == evaluation_id)
+        .order_by(Answer.id)
+    )
+    fields = ("question_id", "turn", "sample", "category", "prompt", "text", "finish_reason", "prompt_tokens", "output_tokens")
+    return [
+        {name: getattr(answer, name) for name in (*fields, "seed", "detail")}
+        | {"verdicts": judged.get((answer.question_id, answer.turn, answer.sample), [])}
+        for answer in session.scalars(answers)
+    ]
+
+
 def first_answers(session: Session, evaluation_id: int, questions: Sequence[str]) -> dict[str, int]:
     """question id -> id of its first answer under an evaluation."""
     query = (

@@ -184,13 +184,6 @@ def store_verdicts(session: Session, evaluation_id: int, verdicts: Iterable[Verd
             )
 
 
-def conversations(session: Session, evaluation_id: int) -> dict[str, list[dict[str, Any]]]:
-    """`Judgment.shown` -> the messages that the judge was shown, of an evaluation."""
-    keys = select(Judgment.shown).where(Judgment.evaluation_id == evaluation_id)
-    found = session.execute(select(Conversation.key, Conversation.messages).where(Conversation.key.in_(keys)))
-    return dict(found.tuples().all())
-
-
 def charge_judgment(session: Session, evaluation_id: int, place: tuple[str, int, int, int], spent: Mapping[str, int]) -> None:
     """Add tokens_in, tokens_out and micro_dollars to a judgment; one that has no row yet begins as a failed attempt."""
     key = dict(zip(JUDGMENT_KEY, (evaluation_id, *place), strict=True))

@@ -8,6 +8,7 @@ from sqlalchemy.orm import Session
 from core.errors import MissingInput, RecipeError
 from db import Registry
 from db.models import AnswerSet, Checkpoint, Evaluation, Judge, Score
+from db.samples import conversations
 from evals import records
 from evals.benchmark import get_benchmark
 from evals.formats.saved import FORMATS, Stored, get_format
@@ -32,7 +33,7 @@ def export(registry: Registry, form: str, benchmark: str, checkpoint: str, judge
             scores=session.scalars(select(Score).where(Score.evaluation_id == evaluation.id).order_by(Score.id)).all(),
             version=answers.version,
             settings=answers.settings,
-            shown=records.conversations(session, evaluation.id),
+            shown=conversations(session, evaluation.id),
         )
         session.expunge_all()
     if form == "lm_eval":

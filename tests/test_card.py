@@ -7,13 +7,15 @@ import pytest
 from core.errors import RegistryError
 from core.fingerprint import digest
 from dashboard import format as f
+from dashboard.export import file_part
 from db.card import card
-from db.models import AnswerSet, Checkpoint, Evaluation, Run, StageRun
+from db.models import Answer, AnswerSet, Checkpoint, Conversation, Evaluation, Judgment, Run, StageRun
 from db.registry import Registry
 from harness.console import Reporter
 from harness.data_build import build_data, plan_data
 from tests.sample_registry import SCORES, Sample, fill
 from tests.test_dashboard import app, shown, words  # noqa: F401  (app is a fixture)
+from tests.test_screens_leaderboard import files  # noqa: F401
 from train.data_card import summary
 
 
@@ -120,3 +122,35 @@ def test_a_benchmark_s_name_is_no_markdown():
     """The label of an expander is the one text that Streamlit would render."""
     assert not set(f.words("![b](http://evil.example/x.png) :red[x] `c` $y$ <b> **d** _e_")) & set("![]()`$<>*:/")
     assert f.words("TruthfulQA, written") == "TruthfulQA, written"
+
+
+def test_card_and_answers_are_files_for_whoever_wants_them(app, registry: Registry, files: dict):  # noqa: F811
+    sample = fill(registry)
+    sample.score(sample.checkpoint("reported", "published_reference", source="published"), "alpaca_eval", 40.0)
+    asked = [{"role": "user", "content": "Which is better?"}]
+    with registry.write() as session:
+        session.add(Conversation(key="c" * 64, messages=asked))
+        session.add_all(Answer(answer_set_id=1, question_id=f"q{i}", prompt="P", text=f"\u2028 {i}") for i in (2, 1))
+        for game, value in ((2, None), (1, 0.5)):
+            told = {"value": value, "raw": {"replies": [{"text": "m"}]}, "shown": "c" * 64 if game == 1 else None}
+            session.add(Judgment(evaluation_id=1, question_id="q1", game=game, **told))
+    app("checkpoint", registry, fingerprint=digest("quickstart/base"))
+    rows = [json.loads(line) for line in files["answers-1"]().splitlines()]
+    assert [(row["question_id"], row["text"]) for row in rows] == [("q2", "\u2028 2"), ("q1", "\u2028 1")]
+    assert rows[0]["verdicts"] == [] and [one["value"] for one in rows[1]["verdicts"]] == [0.5, None]
+    assert [one["shown"] for one in rows[1]["verdicts"]] == [asked, None]
+    told = json.loads(files["This card, JSON"]())
+    assert told["fingerprint"] == digest("quickstart/base") and told["lineage"][0]["name"] == "quickstart/base"
+    scores = {score["benchmark"]: score for one in told["evaluations"] for score in one["scores"]}
+    assert set(scores) == set(SCORES) and scores["alpaca_eval"]["low"] < scores["alpaca_eval"]["value"]
+    files.clear()
+    app("checkpoint", registry, fingerprint=digest("reported"))
+    assert "card" in files and not any(name.startswith("answers-") for name in files), "a published row has no answers"
+
+
+@pytest.mark.parametrize(
+    ("name", "part"),
+    [("run/iter-1", "run-iter-1"), ("../../etc", "etc"), ("\u202e=x\n", "x"), ("", "unnamed"), ("a.b_c", "a.b_c")],
+)
+def test_a_name_in_a_file_name_leads_nowhere(name: str, part: str):
+    assert file_part(name) == part

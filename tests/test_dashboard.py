@@ -1,6 +1,7 @@
 """The pages: content through Streamlit's own test runner, security and links in a real browser."""
 
 import asyncio
+import json
 import re
 import shutil
 import socket
@@ -11,7 +12,7 @@ from html import unescape
 from pathlib import Path
 
 import pytest
-from sqlalchemy import text
+from sqlalchemy import select, text
 
 from core.errors import HarnessError
 from dashboard import export, markup, serve
@@ -19,6 +20,7 @@ from dashboard import format as f
 from dashboard.charts import Trace, iterations, iterations_in_words, training, training_in_words
 from dashboard.ranking import board
 from db import views
+from db.models import Answer, AnswerSet, Evaluation
 from db.registry import VERSION_TABLE, Registry
 from tests.browser import open_page, serving
 from tests.sample_registry import SCORES, Sample, fill
@@ -330,6 +332,18 @@ def test_in_a_real_browser(registry: Registry, server: str, tmp_path: Path) -> N
         page.goto(shared)
         expect(names).to_have_count(4)
         assert page.locator("th.sorted").inner_text().startswith("MT-Bench")
+
+        page.goto(f"{server}/checkpoint?fingerprint={rows[-1].fingerprint}")
+        with page.expect_download() as download:
+            page.get_by_role("button", name="This card, JSON").click()
+        assert json.loads(Path(download.value.path()).read_text())["fingerprint"] == rows[-1].fingerprint
+        with registry.write() as session:
+            found = select(Evaluation).join(AnswerSet).where(Evaluation.id == rows[-1].cells["alpaca_eval"].evaluation_id)
+            session.add(Answer(answer_set_id=session.scalars(found).one().answer_set_id, question_id="q", prompt="p", text="<b>"))
+        page.get_by_text("AlpacaEval 2: every metric").click()
+        with page.expect_download() as download:
+            page.get_by_role("button", name="Answers and verdicts, JSONL").first.click()
+        assert json.loads(Path(download.value.path()).read_text())["text"] == "<b>"
 
         page.goto(f"{server}/iterations?run=quickstart")
         expect(page.get_by_text("iteration 2 leads")).to_be_visible()

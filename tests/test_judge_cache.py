@@ -4,10 +4,10 @@ import pytest
 from sqlalchemy import select
 
 from db.models import Answer, JudgeResponse, Judgment
+from db.samples import conversations
 from evals import judged
 from evals.chat import alpaca_eval
 from evals.judges.cache import request_key
-from evals.records import conversations
 from tests.judge_stage import CERTAIN, JudgeStage, entry, judge_settings
 from tests.scripted_judge import ScriptedJudgeServer, says
 

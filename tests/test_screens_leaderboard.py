@@ -46,12 +46,12 @@ def again(registry: Registry) -> Sample:
 
 @pytest.fixture
 def files(monkeypatch: pytest.MonkeyPatch) -> dict:
-    """Label of a download button -> the function that makes its file, as the last page gave it to the button."""
+    """Label, and key, of a download button -> the function that makes its file, as the last page gave it to the button."""
     streamlit, found = pytest.importorskip("streamlit", reason="streamlit is not installed"), {}
     button = streamlit.download_button
 
     def kept(label, data, *arguments, **options):
-        found[label] = data
+        found[label] = found[options["key"]] = data
         return button(label, data, *arguments, **options)
 
     monkeypatch.setattr(streamlit, "download_button", kept)

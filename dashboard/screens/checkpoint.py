@@ -1,14 +1,15 @@
 """A checkpoint's card: lineage, training, every score with the command that makes it again."""
 
+import json
 import shlex
 
 import streamlit as st
 
+from dashboard import export, markup
 from dashboard import format as f
-from dashboard import markup
 from dashboard.data_tables import data_card
 from dashboard.markup import Column, Markup
-from dashboard.source import empty, expected_errors, read, show_command, show_json
+from dashboard.source import empty, expected_errors, later, read, show_command, show_json
 from db import samples
 from db.card import Card, Measured, card
 from db.differences import flat
@@ -97,8 +98,24 @@ def _measured(found: Card, one: Measured) -> None:
         st.html(markup.plain_table(head.benchmark, columns, [_cell(cell) for cell in cells]))
         for command in commands(found, one, head):
             show_command(command)
+        if found.checkpoint.source != "published":
+            _answers(found, one, head)
         identity = {"settings": one.settings, "judge": one.judge_config} | ({"source": one.provenance} if one.provenance else {})
         show_json(identity)
+
+
+def _answers(found: Card, one: Measured, head: Cell) -> None:
+    """A button whose file is made when it is asked for."""
+    asked = later(samples.everything, one.evaluation_id)
+    st.download_button(
+        "Answers and verdicts, JSONL",
+        lambda: "".join(json.dumps(row) + "\n" for row in asked()),
+        f"{export.file_part(head.benchmark)}-{found.checkpoint.fingerprint[:16]}.jsonl",
+        "application/jsonl",
+        icon=":material/download:",
+        on_click="ignore",
+        key=f"answers-{one.evaluation_id}",
+    )
 
 
 def _head(one: Measured) -> Cell:
@@ -164,11 +181,19 @@ def _provenance(found: Card) -> None:
                 show_json(found.recipe_keys)
         with st.expander("All that is recorded"):
             show_json(provenance)
-    typed = _publish(found)
-    if typed:
-        st.header("Publish", anchor=False)
-        for command in typed:
-            show_command(command)
+    st.header("Publish", anchor=False)
+    for command in _publish(found):
+        show_command(command)
+    name = f"{export.file_part(found.checkpoint.name)}-{found.checkpoint.fingerprint[:16]}.json"
+    st.download_button(
+        "This card, JSON",
+        lambda: json.dumps(export.card_json(found), indent=1),
+        name,
+        "application/json",
+        icon=":material/download:",
+        on_click="ignore",
+        key="card",
+    )
 
 
 def _sources(found: Card) -> list[Markup]:
