@@ -169,7 +169,8 @@ def store_verdicts(session: Session, evaluation_id: int, verdicts: Iterable[Verd
     verdicts = list(verdicts)
     shown = {verdict.key: digest(verdict.shown) for verdict in verdicts if verdict.shown}
     messages = {shown[verdict.key]: verdict.shown for verdict in verdicts if verdict.shown}
-    insert_ignore(session, Conversation, [{"key": key, "messages": said} for key, said in messages.items()], ["key"])
+    # In one order, or two processes that meet the same conversations could wait for each other.
+    insert_ignore(session, Conversation, [{"key": key, "messages": messages[key]} for key in sorted(messages)], ["key"])
     for verdict in verdicts:
         key = dict(zip(JUDGMENT_KEY, (evaluation_id, *verdict.key), strict=True))
         spent = {name: getattr(verdict, name) for name in ("tokens_in", "tokens_out", "micro_dollars")}
