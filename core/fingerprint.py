@@ -89,6 +89,6 @@ def chat_template(folder: Path) -> str | None:
     except (ValueError, AttributeError) as error:
         raise MissingInput(f"{file} is not a JSON object ({error}); save or download the checkpoint again.") from error
     if isinstance(found, list):
-        named = {one.get("name"): one.get("template") for one in found}
+        named = {one.get("name"): one.get("template") for one in found if isinstance(one, dict)}
         found = named.get("default") or next(iter(named.values()), None)
-    return found or None
+    return found if found and isinstance(found, str) else None

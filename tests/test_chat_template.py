@@ -125,6 +125,8 @@ def test_of_several_templates_the_default_one_counts(tmp_path: Path) -> None:
         ([{"name": "tool_use", "template": "T"}], "T"),
         ("", None),
         ([], None),
+        (["D"], None),
+        (7, None),
     ):
         file.write_text(json.dumps({"chat_template": told}))
         assert chat_template(tmp_path) == found
