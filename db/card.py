@@ -7,6 +7,7 @@ from sqlalchemy import select
 from sqlalchemy.orm import Session
 
 from core.errors import RegistryError
+from db.judges import judging_checkpoint
 from db.leaderboard import Cell, cells
 from db.models import AnswerSet, Checkpoint, Evaluation, PreferenceSet, Run, StageRun
 
@@ -32,6 +33,8 @@ class Measured:
     judge_config: dict[str, Any]
     provenance: dict[str, Any]
     cells: list[Cell]
+    judge_checkpoint: str | None = None
+    """Name of the checkpoint that a judging reward model is."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,11 +64,12 @@ def card(session: Session, fingerprint: str) -> Card:
         seen.add(at.id)
         ancestors.append(_ancestor(session, at))
         at = at.parent
+    of = select(Evaluation, AnswerSet).join(AnswerSet).where(AnswerSet.checkpoint_id == row.id).order_by(Evaluation.id)
+    evaluated = session.execute(of).tuples().all()
+    judges = {name: judging_checkpoint(session, name) for name in {evaluation.judge.name for evaluation, _ in evaluated}}
     measured = {
-        evaluation.id: Measured(evaluation.id, answers.settings, evaluation.judge.config, evaluation.provenance, [])
-        for evaluation, answers in session.execute(
-            select(Evaluation, AnswerSet).join(AnswerSet).where(AnswerSet.checkpoint_id == row.id).order_by(Evaluation.id)
-        )
+        one.id: Measured(one.id, answers.settings, one.judge.config, one.provenance, [], judges[one.judge.name])
+        for one, answers in evaluated
     }
     for cell in cells(session, AnswerSet.checkpoint_id == row.id):
         measured[cell.evaluation_id].cells.append(cell)

@@ -106,6 +106,11 @@ def evaluate(
         bool | None,
         typer.Option("--chat-template/--plain", help="Of truthful_qa, gsm8k, mmlu, arc_challenge: plain officially."),
     ] = None,
+    system_prompt: Annotated[str | None, typer.Option(help="Before every conversation; recorded.", show_default=False)] = None,
+    dtype: Annotated[str, typer.Option(help="Of the weights: auto (as stored), bfloat16 or float32; recorded.")] = "auto",
+    likelihood_engine: Annotated[
+        str, typer.Option(help="transformers or vllm, for log-probabilities of given answers; recorded.")
+    ] = "transformers",
     unsafe_exec: Annotated[bool, typer.Option("--unsafe-exec", help="Run code without the sandbox; recorded.")] = False,
     revision: Annotated[str | None, typer.Option(help="Hub commit.")] = None,
     seed: Annotated[int, typer.Option(help="Seed of samples and sampling.")] = 42,
@@ -125,6 +130,7 @@ def evaluate(
     common = {"variant": variant, "limit": limit, "max_tokens": max_tokens}
     special = {"samples": samples, "temperature": temperature, "shots": shots, "chat_template": chat_template}
     evaluate = {"engine": engine, "max_model_len": max_model_len, "unsafe_exec": unsafe_exec, "held_out_reward": False}
+    evaluate |= {"system_prompt": system_prompt, "dtype": dtype, "likelihood_engine": likelihood_engine}
     evaluate["benchmarks"] = benchmark_entries(names, common, special)
     given = (judge, base_url, judge_options or [], max_usd)
     run_evaluation(checkpoint, revision, evaluate, given, seed, dry_run, as_json, db)

@@ -13,6 +13,7 @@ from typing import Any
 import yaml
 
 from dashboard import format as f
+from dashboard.reproduce import evaluation_options, variant
 from db.card import Card, Measured
 from db.leaderboard import Cell
 from harness.markdown import code, fenced, front_matter, inline, one_line, table
@@ -218,16 +219,10 @@ def evaluation_commands(found: Card) -> list[str]:
     for one in found.measured:
         if not one.cells or one.provenance or one.cells[0].benchmark == f.HELD_OUT:
             continue
-        head, options = one.cells[0], []
-        variant = head.version.split("@")[0].removesuffix("+stand-in")
-        if not re.fullmatch(r"[\w.-]+", variant):
+        head = one.cells[0]
+        if not re.fullmatch(r"[\w.-]+", variant(head.version)):
             continue
-        options += ["--variant", variant] if variant != "official" else []
-        options += ["--limit", str(one.settings["limit"])] if one.settings.get("limit") else []
-        context = one.settings.get("max_model_len")
-        options += ["--max-model-len", str(context)] if context else []
-        options += ["--judge", f"openai:{head.judge}"] if head.judge_kind == "openai" else []
-        options += ["--judge", f"{found.run}/gold_reward"] if head.judge_kind == "reward_model" and found.run else []
+        options = evaluation_options(one, found.recipe_keys.get("seed"), addresses=False)
         asked.setdefault(tuple(options), set()).add(head.benchmark)
     command = ("harness", "eval", ".", "--benchmarks")
     lines = ([*command, ",".join(f.order_benchmarks(names)), *options] for options, names in asked.items())

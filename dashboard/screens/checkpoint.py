@@ -9,6 +9,7 @@ from dashboard import export, markup
 from dashboard import format as f
 from dashboard.data_tables import data_card
 from dashboard.markup import Column, Markup
+from dashboard.reproduce import evaluation_options
 from dashboard.source import empty, expected_errors, later, read, show_command, show_json
 from db import samples
 from db.card import Card, Measured, card
@@ -140,17 +141,9 @@ def commands(found: Card, one: Measured, head: Cell) -> list[str]:
     export = f"harness export {quoted} --benchmark {head.benchmark}"
     if one.provenance or row.source == "published":
         return [export] if row.source != "published" else []
-    parts = ["harness eval", shlex.quote(row.path or row.name), "--benchmarks", head.benchmark]
-    variant = head.version.split("@")[0].removesuffix("+stand-in")
-    parts += ["--variant", shlex.quote(variant)] if variant != "official" else []
-    parts += ["--limit", str(one.settings["limit"])] if one.settings.get("limit") else []
-    parts += ["--engine", one.settings["engine"]] if one.settings.get("engine") not in (None, "vllm") else []
-    context = one.settings.get("max_model_len")
-    parts += ["--max-model-len", str(context)] if context else []
-    judge = {"openai": f"openai:{head.judge}"}.get(head.judge_kind)
-    parts += ["--judge", shlex.quote(judge)] if judge else []
+    asked = [row.path or row.name, "--benchmarks", head.benchmark, *evaluation_options(one, found.recipe_keys.get("seed"))]
     # Held-out prompts are the run's own: only the run itself asks them again.
-    return [export] if head.benchmark == "held_out_reward" else [" ".join(parts), export]
+    return [export] if head.benchmark == "held_out_reward" else [shlex.join(["harness", "eval", *asked]), export]
 
 
 def _provenance(found: Card) -> None:
