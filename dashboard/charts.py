@@ -73,9 +73,8 @@ def iterations(series: Series) -> Spec:
         {"mark": {"type": "line", "strokeWidth": 2}, "encoding": score | accent},
         {"mark": {"type": "point", "filled": True, "size": 72, "opacity": 1}, "encoding": score | {"color": _colour(rows)}},
     ]
-    first = next((row["value"] for row in rows if row["value"] is not None), None)
-    if first is not None:
-        layers.insert(0, _reference_line(first, [3, 3]))
+    if series.first is not None and series.first.cell.value is not None:
+        layers.insert(0, _reference_line(series.first.cell.value, [3, 3]))
     for point in series.baselines:
         if point.cell.value is not None:
             layers += [_reference_line(point.cell.value, [8, 3]), _line_label(point)]

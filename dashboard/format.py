@@ -271,6 +271,12 @@ def count(value: float | None) -> str:
     return ABSENT if value is None else f"{value:,.0f}".replace(",", "\u2009")
 
 
+def rate(each_second: float, unit: str) -> str:
+    """`40.0 steps/s`; what takes longer than a second each by the minute, else by the hour."""
+    seconds, name = next((span for span in ((1, "s"), (60, "min")) if each_second * span[0] >= 1), (3600, "h"))
+    return f"{decimal(each_second * seconds, 1)} {unit}/{name}"
+
+
 def plural(n: int, noun: str) -> str:
     """`1 run`, `2 runs`."""
     return f"{count(n)} {noun}{'' if n == 1 else 's'}"

@@ -42,7 +42,7 @@ def over_optimisation(points: Sequence[Rewarded]) -> Spec:
             {"mark": {"type": "text", "dy": -10, "fontSize": 11}, "encoding": value | {"text": field("policy", "nominal")}},
         ],
         height=HEIGHT + 90,
-        x=field("kl", title="KL to the reference, nats a response", axis={"grid": False, "tickCount": 5}),
+        x=field("kl", title="KL to the first policy, nats a response", axis={"grid": False, "tickCount": 5}),
         color=field("reward", "nominal", sort=names, legend=legend),
         tooltip=[
             field("policy", "nominal", title="Policy"),

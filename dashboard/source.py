@@ -84,6 +84,22 @@ def read(view: Callable[..., Result], *arguments: Any, **options: Any) -> Result
     return _shared.answer(f"{url} {view.__module__}.{view.__qualname__} {arguments!r} {options!r}", lambda: _state(url), ask)
 
 
+def read_now(view: Callable[..., Result], *arguments: Any, **options: Any) -> Result:
+    """`read` of what also changes while nobody writes, such as the age of a sign of life: asked again every STALE_SECONDS."""
+    url = default_registry_url()
+
+    def ask() -> Result:
+        with _open(url).read() as session:
+            return view(session, *arguments, **options)
+
+    def state() -> str:
+        at = time.monotonic()
+        return f"{_state(url)} {at // STALE_SECONDS if STALE_SECONDS else at}"
+
+    question = f"now {url} {view.__module__}.{view.__qualname__} {arguments!r} {options!r}"
+    return _shared.answer(question, state, ask)
+
+
 def later(view: Callable[..., Result], *arguments: Any) -> Callable[[], Result]:
     """`read` for a file that is made when it is asked for, outside a page's run; the answer, which may be large, is not kept."""
     registry = _open(default_registry_url())

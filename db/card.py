@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 from typing import Any
 
-from sqlalchemy import select
+from sqlalchemy import func, select
 from sqlalchemy.orm import Session
 
 from core.errors import RegistryError
@@ -48,6 +48,8 @@ class Card:
     """What the run's data stage kept and dropped."""
     pairs: PreferenceSet | None
     """Of an iteration: the preference pairs that it was trained on."""
+    called: str
+    """What commands call it by: its name, or the start of its fingerprint where another checkpoint has that name too."""
     ancestors: list[Ancestor]
     """From its parent to the first of its line."""
     measured: list[Measured]
@@ -79,7 +81,9 @@ def card(session: Session, fingerprint: str) -> Card:
         of = select(PreferenceSet).where(PreferenceSet.run_id == run.id, PreferenceSet.iteration == row.iteration)
         pairs = session.scalar(of) if row.iteration is not None else None
     about = (run.name, run.recipe_name, run.recipe or {}) if run else (None, None, {})
-    return Card(row, *about, counts or {}, pairs, ancestors, list(measured.values()))
+    alike = session.scalar(select(func.count(Checkpoint.id)).where(Checkpoint.name == row.name)) or 1
+    called = row.name if alike == 1 else row.fingerprint[:16]
+    return Card(row, *about, counts or {}, pairs, called, ancestors, list(measured.values()))
 
 
 def _ancestor(session: Session, row: Checkpoint) -> Ancestor:

@@ -8,7 +8,9 @@ from typing import Literal
 from sqlalchemy import String, cast, func, select
 from sqlalchemy.orm import Session
 
+from db.judges import judging_checkpoint
 from db.models import AnswerSet, Calibration, Evaluation, Judge, Run, Score, StageRun, now
+from db.resume import resume_command
 
 SILENT = timedelta(minutes=5)
 """A running run writes every few seconds; after so long without a sign its process is probably gone."""
@@ -34,17 +36,17 @@ def registry_findings(session: Session, at: datetime | None = None) -> list[Find
 
 
 def _silent(session: Session, at: datetime) -> Finding:
-    query = select(Run.name, Run.recipe_name).where(Run.status == "running", Run.heartbeat_at < at - SILENT)
-    runs = session.execute(query.order_by(Run.id.desc())).all()
+    query = select(Run).where(Run.status == "running", Run.heartbeat_at < at - SILENT)
+    runs = session.scalars(query.order_by(Run.id.desc())).all()
     if not runs:
         return Finding("running runs", "ok", "none is silent")
     found = f"silent for over five minutes: {_listed([run.name for run in runs])}"
-    return Finding("running runs", "fail", found, _resume(*runs[0]))
+    return Finding("running runs", "fail", found, _resume(runs[0]))
 
 
 def _failed(session: Session) -> Finding:
     query = (
-        select(Run.name, Run.recipe_name, func.min(StageRun.name))
+        select(Run.id, Run.name, func.min(StageRun.name))
         .join(StageRun, StageRun.run_id == Run.id)
         .where(StageRun.status == "failed", Run.status != "running")
         .group_by(Run.id)
@@ -53,8 +55,8 @@ def _failed(session: Session) -> Finding:
     runs = session.execute(query).all()
     if not runs:
         return Finding("stages", "ok", "none failed")
-    stages = _listed([f"{name}: {stage}" for name, _, stage in runs])
-    return Finding("stages", "warn", f"failed in {stages}", _resume(runs[0][0], runs[0][1]))
+    stages = _listed([f"{name}: {stage}" for _, name, stage in runs])
+    return Finding("stages", "warn", f"failed in {stages}", _resume(session.get_one(Run, runs[0][0])))
 
 
 def _partial(session: Session) -> Finding:
@@ -81,21 +83,24 @@ def _flagged(session: Session) -> Finding:
 def _judges(session: Session) -> Finding:
     """Judges at an endpoint or served, which can be asked what people were; by name, as a calibration covers every prompt."""
     used = (
-        select(Judge.name)
+        select(Judge.name, Judge.kind)
         .join(Evaluation, Evaluation.judge_id == Judge.id)
         .join(AnswerSet, Evaluation.answer_set_id == AnswerSet.id)
         .where(Judge.kind.in_(("openai", "serve", "reward_model")), AnswerSet.benchmark != "held_out_reward")
         .distinct()
     )
     known = set(session.scalars(select(Calibration.judge_name)))
-    missing = sorted(set(session.scalars(used)) - known)
+    missing = sorted((name, kind) for name, kind in session.execute(used) if name not in known)
     if not missing:
         return Finding("judges", "ok", "every judge in use is calibrated")
-    return Finding("judges", "warn", f"never set beside people: {_listed(missing)}", "harness judge calibrate JUDGE")
+    name, kind = missing[0]
+    called = f"openai:{name}" if kind == "openai" else judging_checkpoint(session, name) or "JUDGE"
+    listed = _listed(sorted({name for name, _ in missing}))
+    return Finding("judges", "warn", f"never set beside people: {listed}", shlex.join(["harness", "judge", "calibrate", called]))
 
 
-def _resume(run: str, recipe: str) -> str:
-    return f"harness train-and-eval {shlex.quote(recipe)} --run {shlex.quote(run)}"
+def _resume(run: Run) -> str:
+    return resume_command(run.name, run.recipe_name, run.recipe, run.environment)
 
 
 def _counted(n: int, noun: str) -> str:

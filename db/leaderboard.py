@@ -205,7 +205,7 @@ def leaderboard(
     _add_trust(session, rows)
     for row in rows.values():
         for benchmark, found in row.evaluations.items():
-            found.sort(key=_preference, reverse=True)
+            found.sort(key=preference, reverse=True)
             row.cells[benchmark] = found[0]
     return list(rows.values())
 
@@ -357,7 +357,8 @@ def _add_trust(session: Session, rows: Mapping[int, Row]) -> None:
         cell.trust = known.get(cell.judge_id)
 
 
-def _preference(cell: Cell) -> tuple[bool, int, datetime, int]:
+def preference(cell: Cell) -> tuple[bool, int, datetime, int]:
+    """Of several evaluations of a checkpoint the greatest stands for it: complete, with most questions, newest."""
     return cell.complete, cell.n_questions, cell.finished_at, cell.evaluation_id
 
 

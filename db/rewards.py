@@ -17,7 +17,8 @@ class Rewarded:
     """base | sft | iteration."""
     iteration: int
     kl: float | None
-    """Estimated KL to the reference policy at the end of its training, in nats a response; 0 for the first policy."""
+    """Estimated KL to the first policy at the end of its training, in nats a response; 0 for the first policy. Of trainings
+    that did not log it, to their reference."""
     proxy: Cell | None
     """Mean reward by the model that the loop optimises."""
     gold: Cell | None
@@ -40,7 +41,7 @@ def reward_curve(session: Session, run: str) -> list[Rewarded]:
     start = "sft" if "sft" in first else "base"
     policies = [row for row in played if row.role in ("iteration", start)]
     kl = {
-        stage.iteration: (stage.metrics or {}).get("kl")
+        stage.iteration: (stage.metrics or {}).get("kl_first", (stage.metrics or {}).get("kl"))
         for stage in session.scalars(select(StageRun).where(StageRun.run_id == identity, StageRun.program == "train.dpo"))
     }
     found: dict[int, dict[str, Cell]] = {}

@@ -71,11 +71,12 @@ class Sample:
 
 
 def evaluated_checkpoints(session: Session) -> list[tuple[str, str]]:
-    """(fingerprint, name) of every checkpoint with an evaluation, newest first; canaries, which no model wrote, at the end."""
+    """(fingerprint, name) of every checkpoint with an evaluation, newest first; at the end those of which only scores were
+    published, and canaries, which no model wrote."""
     query = (
         select(Checkpoint.fingerprint, Checkpoint.name)
         .where(Checkpoint.id.in_(select(AnswerSet.checkpoint_id).join(Evaluation)))
-        .order_by(Checkpoint.kind == "canary", Checkpoint.id.desc())
+        .order_by(Checkpoint.kind == "canary", Checkpoint.source == "published", Checkpoint.id.desc())
     )
     return list(session.execute(query).tuples())
 

@@ -9,7 +9,7 @@ from sqlalchemy import case, func, select
 from sqlalchemy.orm import Session
 
 from db.judges import PEOPLE, judge_cards
-from db.leaderboard import POLICY_KINDS, Cell, Group, Row, cells, groups, leaderboard, rank_ranges, run_id
+from db.leaderboard import POLICY_KINDS, Cell, Group, Row, cells, groups, leaderboard, preference, rank_ranges, run_id
 from db.lineage import baselines, lineage
 from db.models import (
     AnswerSet,
@@ -146,6 +146,8 @@ class Series:
     points: list[Point] = field(default_factory=list)
     baselines: list[Point] = field(default_factory=list)
     """Of offline baselines that started from the same first policy (see `db.lineage.baselines`)."""
+    first: Point | None = None
+    """The policy that the loop starts from, where it was measured: SFT's, or the base model's in a run without SFT."""
 
 
 def runs(session: Session, at: datetime | None = None) -> list[RunSummary]:
@@ -199,18 +201,25 @@ def iteration_curves(session: Session, run: str) -> list[Series]:
         .join(Checkpoint, RunCheckpoint.checkpoint_id == Checkpoint.id)
         .where(RunCheckpoint.run_id == run_id(session, run), RunCheckpoint.role.in_(_ROLES))
     ).all()
-    by_checkpoint = defaultdict(list)
+    by_checkpoint: dict[int, dict[str, Cell]] = defaultdict(dict)
     beside = {one.checkpoint_id: one.label for one in baselines(session, run)}
     for cell in cells(session, AnswerSet.checkpoint_id.in_({part.id for part in parts} | beside.keys()), Score.headline):
-        by_checkpoint[cell.checkpoint_id].append(cell)
+        # Several seeds of one checkpoint are one group: it stands on the line once, as on the leaderboard.
+        known = by_checkpoint[cell.checkpoint_id].get(cell.group)
+        if known is None or preference(cell) > preference(known):
+            by_checkpoint[cell.checkpoint_id][cell.group] = cell
+    # The loop starts from SFT where there is one; the base model before it is another policy.
+    start = "sft" if any(part.role == "sft" for part in parts) else "base"
     series: dict[str, Series] = {}
     for role, iteration, identity, name in sorted(parts, key=lambda part: (_ROLES[part.role], part.iteration)):
-        for cell in by_checkpoint[identity]:
+        for cell in by_checkpoint[identity].values():
             empty = Series(cell.benchmark, cell.metric, cell.group, cell.judge, cell.version)
-            series.setdefault(cell.group, empty).points.append(Point(role, iteration, identity, name, cell))
+            one, point = series.setdefault(cell.group, empty), Point(role, iteration, identity, name, cell)
+            one.points.append(point)
+            one.first = point if role == start else one.first
     named = select(Checkpoint.id, Checkpoint.name).where(Checkpoint.id.in_(beside)).order_by(Checkpoint.id)
     for identity, name in session.execute(named) if beside else ():
-        for cell in by_checkpoint[identity]:
+        for cell in by_checkpoint[identity].values():
             if cell.group in series:
                 series[cell.group].baselines.append(Point(beside[identity], 0, identity, name, cell))
     return sorted(series.values(), key=lambda one: (one.benchmark, -len(one.points), one.group))

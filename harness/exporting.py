@@ -67,6 +67,9 @@ def _find(
         names = select(Checkpoint.name).join(AnswerSet).where(AnswerSet.benchmark == benchmark).distinct()
         known = ", ".join(session.scalars(names)) or "none yet"
         raise MissingInput(f"The registry holds no evaluation of {checkpoint!r} on {benchmark}; evaluated are: {known}.")
+    if len(alike := {row.fingerprint[:16] for row, *_ in found}) > 1:
+        listed = ", ".join(sorted(alike))
+        raise MissingInput(f"{len(alike)} checkpoints are called {checkpoint!r}; give the start of a fingerprint: {listed}.")
     judges = list(dict.fromkeys(by.name for *_, by in found))
     if judge is None and len(judges) > 1:
         raise MissingInput(f"{checkpoint} was judged on {benchmark} by {', '.join(judges)}; choose with --judge.")

@@ -63,7 +63,7 @@ def evaluate_checkpoint(
     """Evaluate one checkpoint; weights never seen before are registered as third-party. Returns the run's name."""
     name = name or f"eval-{policy.fingerprint[:12]}"
     unjudged: dict[str, str] = {}
-    with _run(name, "evaluation", evaluate.model_dump(mode="json"), seed, registry, reporter) as runner:
+    with _run(name, "evaluation", evaluate.model_dump(mode="json") | {"seed": seed}, seed, registry, reporter) as runner:
         plan = build_evaluation(evaluate, seed, policy, inputs)
         reporter.plan(plan)
         runner.register_given(plan)

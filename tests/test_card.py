@@ -67,6 +67,12 @@ def test_two_checkpoints_of_one_name_are_told_apart(app, registry: Registry):  #
             row.name = "same"
     for name, value in (("a", "1.00"), ("b", "2.00")):
         test = app("checkpoint", registry, fingerprint=digest(name))
+        typed = [code.value for code in test.code]
+        assert f"harness export {digest(name)[:16]} --benchmark mt_bench" in typed
+        assert f"harness export model {digest(name)[:16]} --to out/model" in typed
+        assert [line for line in typed if line.startswith("harness eval CHECKPOINT --benchmarks mt_bench")], (
+            "its folder is not known"
+        )
         assert value in words(shown(test)) and digest(name)[:8] in test.selectbox[0].format_func(digest(name))
 
 

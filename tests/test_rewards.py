@@ -35,6 +35,15 @@ def test_the_curve_starts_at_the_loops_first_policy(rewarded: Registry):
     assert "iteration 2: KL 9.00, proxy 0.90 [0.80, 1.00], gold 0.20 [0.10, 0.30]" in in_words(points)
 
 
+def test_the_distance_is_that_to_the_first_policy_where_the_training_told_it(rewarded: Registry):
+    """With `reference.policy: previous` the KL to the reference starts anew in each iteration."""
+    with rewarded.write() as session:
+        for stage in session.query(StageRun).filter(StageRun.name.like("dpo[%")):
+            stage.metrics = {"kl": 3.0, "kl_first": 3.0 * stage.iteration}
+    with rewarded.read() as session:
+        assert [point.kl for point in reward_curve(session, "quickstart")] == [0.0, 3.0, 6.0]
+
+
 def test_the_page_shows_it_only_where_there_is_a_curve(app, rewarded: Registry):  # noqa: F811
     test = app("iterations", rewarded, run="quickstart")
     assert "Over-optimisation" in [header.value for header in test.header]

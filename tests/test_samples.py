@@ -4,11 +4,11 @@ import hashlib
 import re
 
 import pytest
-from sqlalchemy import select, text, update
+from sqlalchemy import delete, select, text, update
 
 from core.errors import RegistryError
 from db import samples
-from db.models import Answer, Conversation, Evaluation, Judge, Judgment, now
+from db.models import Answer, AnswerSet, Checkpoint, Conversation, Evaluation, Judge, Judgment, now
 from db.registry import VERSION_TABLE, Registry, head
 from tests.sample_registry import Sample, fill
 from tests.test_dashboard import HOSTILE, TAGS, app, shown, words  # noqa: F401  (app is a fixture)
@@ -84,6 +84,39 @@ def test_answers_of_a_length(filled: Registry):
         assert len(samples.lines(session, 1, limit=200, characters=(None, 0))) == 0
 
 
+def test_several_verdicts_are_shown_by_their_mean_and_published_scores_as_such(app, filled: Registry):  # noqa: F811
+    with filled.write() as session:
+        session.add(Judgment(evaluation_id=1, question_id="q0", game=2, value=0.0, raw={}))
+        session.execute(update(Answer).where(Answer.question_id == "q0").values(output_tokens=0, prompt_tokens=0))
+    said = " ".join(words(shown(app("samples", filled, evaluation="1", sample="1"))).split())
+    assert "Verdict 0.50 mean of 1.00 and 0.00" in said and "Tokens – prompt –" in said
+    with filled.write() as session:
+        session.execute(update(Judge).values(kind="published"))
+        session.execute(delete(Answer).where(Answer.answer_set_id == 1))
+    assert "Only the score was published" in words(shown(app("samples", filled, evaluation="1")))
+
+
+def test_what_was_only_published_is_never_what_a_page_opens_with(filled: Registry):
+    with filled.write() as session:
+        theirs = Checkpoint(fingerprint="f" * 64, name="theirs", kind="published", source="published")
+        session.add(theirs)
+        session.flush()
+        held = {
+            "benchmark": "mt_bench",
+            "version": "v",
+            "settings": {},
+            "settings_hash": "h",
+            "status": "complete",
+            "n_questions": 1,
+        }
+        session.add(answers := AnswerSet(key="theirs", checkpoint_id=theirs.id, **held))
+        session.flush()
+        session.add(Evaluation(key="theirs", answer_set_id=answers.id, judge_id=1, status="complete"))
+    with filled.read() as session:
+        names = [name for _, name in samples.evaluated_checkpoints(session)]
+    assert names[0] == "quickstart/iter-2" and names[-1] == "theirs"
+
+
 def test_a_rating_is_no_win(app, registry: Registry):  # noqa: F811
     sample = Sample(registry)
     sample.score(sample.checkpoint("a", "third_party"), "mt_bench", 5.0)
@@ -126,6 +159,8 @@ def test_the_samples_page_lists_and_opens_answers(app, filled: Registry):  # noq
         session.execute(update(Judge).values(kind="openai"))
     assert "Prompt of the judge" in words(shown(app("samples", filled, evaluation="1", sample="2")))
     assert "There is no evaluation 99" in words(shown(app("samples", filled, evaluation="99")))
+    behind = app("samples", filled, evaluation="1", after="99999")
+    assert "No more answers" in words(shown(behind)) and "q0 " in words(shown(behind.button[0].click().run()))
     gone = app("samples", filled, evaluation="1", sample="99999")
     assert "holds no answer" in words(shown(gone)) and "q0 " in words(shown(gone.button[0].click().run()))
 

@@ -18,6 +18,7 @@ from evals.benchmark import Question, ScoreRow
 from evals.formats.saved import SavedAnswer, SavedEvaluation
 from harness import saved_work
 from harness.cli import app
+from harness.exporting import export
 from harness.importing import align
 from tests.scripted_judge import ScriptedJudgeServer, says
 
@@ -126,6 +127,23 @@ def test_exported_files_are_read_back_to_the_same_scores(registry: Registry, cla
     annotations = next(path for path in written if Path(path).name == "annotations.json")
     after = json.loads(run("rescore", "alpaca_eval", annotations, "--json"))["results"][0]["metrics"]
     assert after == before
+
+
+def test_two_checkpoints_of_one_name_are_not_mistaken(registry: Registry, claude: Path, tmp_path: Path):
+    run("import", "alpaca_eval", str(claude), "--db", registry.url)
+    with registry.write() as session:
+        row = session.scalars(select(Checkpoint).where(Checkpoint.name == "claude-2")).one()
+        held = session.scalars(select(AnswerSet).where(AnswerSet.checkpoint_id == row.id)).one()
+        twin = Checkpoint(fingerprint="c" * 64, name="claude-2", kind="third_party", source="imported")
+        session.add(twin)
+        session.flush()
+        copied = {c: getattr(held, c) for c in ("benchmark", "version", "settings", "settings_hash", "status", "n_questions")}
+        session.add(other := AnswerSet(key="twin", checkpoint_id=twin.id, **copied))
+        session.flush()
+        judge = session.scalars(select(Evaluation)).one().judge_id
+        session.add(Evaluation(key="twin", answer_set_id=other.id, judge_id=judge, status="complete"))
+    with pytest.raises(MissingInput, match="2 checkpoints are called 'claude-2'; give the start of a fingerprint: .*c{16}"):
+        export(registry, "alpaca_eval", "alpaca_eval", "claude-2", None, tmp_path)
 
 
 def test_a_published_leaderboard_is_marked_and_kept_apart(registry: Registry, data: Path):

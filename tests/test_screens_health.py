@@ -6,9 +6,10 @@ import pytest
 from sqlalchemy import select
 
 from core.errors import HarnessError
+from core.fingerprint import digest
 from dashboard.machine import doctor
 from db.health import SILENT, registry_findings
-from db.models import Evaluation, Run, now
+from db.models import Evaluation, Judge, Run, now
 from db.registry import Registry
 from tests.sample_registry import Sample, fill
 from tests.test_dashboard import app, shown, words  # noqa: F401  (app is a fixture)
@@ -23,6 +24,14 @@ def test_a_finished_run_wants_nothing_but_a_calibrated_judge(registry: Registry)
     fill(registry)
     found = findings(registry)
     assert found.pop("judges") == ("warn", "never set beside people: gold reward model", "harness judge calibrate JUDGE")
+    with registry.write() as session:
+        judge = session.scalars(select(Judge).where(Judge.name == "gold reward model")).one()
+        judge.name = f"reward-model:{digest('quickstart/iter-1')[:8]}"
+    assert findings(registry)["judges"][2] == "harness judge calibrate quickstart/iter-1"
+    with registry.write() as session:
+        judge = session.get_one(Judge, judge.id)
+        judge.kind, judge.name = "openai", "gpt-5"
+    assert findings(registry)["judges"][2] == "harness judge calibrate openai:gpt-5"
     assert {state for state, *_ in found.values()} == {"ok"}
 
 

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 
+from dashboard import format as f
 from dashboard.log_tail import BYTES, tail
 from db import views
 from db.models import JudgeResponse, Run, StageRun, now
@@ -72,6 +73,20 @@ def test_a_failed_run_says_how_it_goes_on(app, registry: Registry) -> None:  # n
     sample.stage(sample.run("my run", "failed", recipe="a recipe.yaml"), "sft", "failed", error="CUDA out of memory")
     typed = [code.value for code in app("runs", registry).code]
     assert "harness train-and-eval 'a recipe.yaml' --run 'my run'" in typed
+    with registry.write() as session:
+        session.query(Run).one().environment = {"command": "harness train-and-eval a.yaml --set iterations=2"}
+    assert "harness train-and-eval a.yaml --set iterations=2" in [code.value for code in app("runs", registry).code]
+    with registry.write() as session:
+        session.query(Run).one().environment, session.query(Run).one().recipe_name = {}, "evaluation"
+    test = app("runs", registry)
+    assert "the command that began it" in words(shown(test)) and not [c for c in test.code if "harness" in c.value]
+
+
+@pytest.mark.parametrize(
+    ("rate", "said"), [(40.0, "40.0 steps/s"), (0.02, "1.2 steps/min"), (0.001, "3.6 steps/h"), (1e-5, "0.0 steps/h")]
+)
+def test_a_slow_stage_has_a_rate_too(rate, said):
+    assert f.rate(rate, "steps") == said
 
 
 def test_the_judge_s_rate_is_that_of_the_last_minute_beside_its_limit(app, registry: Registry) -> None:  # noqa: F811

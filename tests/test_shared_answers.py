@@ -86,3 +86,14 @@ def test_who_waited_through_a_change_does_not_ask_for_the_older_state():
     for thread in threads:
         thread.join()
     assert asked == ["1", "2"]
+
+
+def test_what_time_alone_changes_is_asked_again_while_nobody_writes(registry: Registry, asked: list[str], monkeypatch):
+    add_run(registry)
+    runs, clock = counting(asked), [100.0]
+    monkeypatch.setattr(source.time, "monotonic", lambda: clock[0])
+    for at in (100.0, 101.0, 102.5, 103.0, 104.5):
+        clock[0] = at
+        source.read_now(runs, "aged")
+        source.read(runs, "kept")
+    assert asked.count("aged") == 3 and asked.count("kept") == 1

@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from sqlalchemy import event
+from sqlalchemy import event, select
 
 from core.errors import RegistryError
 from core.fingerprint import digest
@@ -358,6 +358,38 @@ def test_iteration_curves_follow_the_policies_in_order_within_one_group(opened: 
         "judge-b",
         [99.0],
     )
+
+
+def test_a_checkpoint_stands_on_a_curve_once_and_the_first_policy_is_the_loops(opened: Registry, writer: Writer):
+    run = writer.run()
+    policies = {}
+    for value, (role, iteration) in zip((10.0, None, 30.0), (("base", 0), ("sft", 0), ("iteration", 1)), strict=True):
+        policies[role] = writer.checkpoint(f"{role} {iteration}")
+        writer.part(run, policies[role], role, iteration)
+        writer.score(policies[role], value)
+    with opened.read() as session:
+        (one,) = iteration_curves(session, "night")
+    assert [point.cell.value for point in one.points] == [10.0, None, 30.0]
+    assert one.first.role == "sft" and one.first.cell.value is None, "withheld: no line, and not the base model's"
+    with opened.write() as session:  # the same group under another seed: another answer set, another evaluation
+        known = session.scalars(select(models.AnswerSet).where(models.AnswerSet.checkpoint_id == policies["iteration"])).one()
+        again = models.AnswerSet(
+            **{c: getattr(known, c) for c in ("checkpoint_id", "benchmark", "version", "settings", "settings_hash", "status")},
+            key="another seed",
+            n_questions=known.n_questions,
+        )
+        session.add(again)
+        session.flush()
+        first = session.scalars(select(models.Evaluation).where(models.Evaluation.answer_set_id == known.id)).one()
+        evaluation = models.Evaluation(key="k", answer_set_id=again.id, judge_id=first.judge_id, status="partial")
+        session.add(evaluation)
+        session.flush()
+        score = session.scalars(select(models.Score).where(models.Score.evaluation_id == first.id)).first()
+        values = {c.key: getattr(score, c.key) for c in models.Score.__table__.columns if c.key not in ("id", "evaluation_id")}
+        session.add(models.Score(**values | {"evaluation_id": evaluation.id, "value": 99.0}))
+    with opened.read() as session:
+        (one,) = iteration_curves(session, "night")
+    assert [point.cell.value for point in one.points] == [10.0, None, 30.0], "the complete one stands for it"
 
 
 def test_preference_statistics_and_training_curves_are_in_order(opened: Registry, writer: Writer):

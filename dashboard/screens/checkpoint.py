@@ -16,6 +16,9 @@ from db.card import Card, Measured, card
 from db.differences import flat
 from db.leaderboard import Cell
 
+PLACE = "CHECKPOINT"
+"""In a command for weights whose folder the registry does not know: whoever types it puts the folder there."""
+
 
 def page() -> None:
     st.title("Checkpoint", anchor=False)
@@ -137,11 +140,12 @@ def _cell(cell: Cell) -> list[object]:
 def commands(found: Card, one: Measured, head: Cell) -> list[str]:
     """What to type to get this evaluation again, and to write it in the reference tool's files."""
     row = found.checkpoint
-    quoted = shlex.quote(row.name)
-    export = f"harness export {quoted} --benchmark {head.benchmark}"
+    judges = {other.cells[0].judge for other in found.measured if other.cells and other.cells[0].benchmark == head.benchmark}
+    told = ["--judge", head.judge] if len(judges) > 1 else []
+    export = shlex.join(["harness", "export", found.called, "--benchmark", head.benchmark, *told])
     if one.provenance or row.source == "published":
         return [export] if row.source != "published" else []
-    asked = [row.path or row.name, "--benchmarks", head.benchmark, *evaluation_options(one, found.recipe_keys.get("seed"))]
+    asked = [row.path or PLACE, "--benchmarks", head.benchmark, *evaluation_options(one, found.recipe_keys.get("seed"))]
     # Held-out prompts are the run's own: only the run itself asks them again.
     return [export] if head.benchmark == "held_out_reward" else [shlex.join(["harness", "eval", *asked]), export]
 
@@ -214,7 +218,7 @@ def _publish(found: Card) -> list[str]:
     row = found.checkpoint
     if row.source == "published" or row.kind == "canary":
         return []
-    typed = [f"harness export model {shlex.quote(row.name)} --to out/model"]
+    typed = [f"harness export model {shlex.quote(found.called)} --to out/model"]
     if found.pairs is not None and found.run:
         typed.append(f"harness export dataset {shlex.quote(found.run)} --iteration {row.iteration} --to out/pairs")
     return typed

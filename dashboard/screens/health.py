@@ -6,7 +6,7 @@ from dashboard import format as f
 from dashboard import markup
 from dashboard.machine import doctor
 from dashboard.markup import Column, Markup
-from dashboard.source import empty, expected_errors, read, show_command
+from dashboard.source import empty, expected_errors, read, read_now, show_command
 from db import views
 from db.health import registry_findings
 from db.models import now
@@ -30,7 +30,7 @@ def page() -> None:
 
 
 def _registry() -> None:
-    found = read(registry_findings)
+    found = read_now(registry_findings)
     if not read(views.runs) and not read(views.leaderboard, benchmarks=[]):
         empty("The registry is empty", "There is nothing in it to look after yet.", "harness train-and-eval quickstart")
         return

@@ -22,7 +22,7 @@ _DPO = {
     "DPO loss": {"loss": "loss"},
     "Reward margin": {"rewards/margins": "chosen minus rejected"},
     "Implicit reward": {"rewards/chosen": "chosen", "rewards/rejected": "rejected"},
-    "KL to the reference, nats a response": {"kl": "KL"},
+    "KL, nats a response": {"kl": "to the reference", "kl_first": "to the first policy"},
     "Reward accuracy": {"rewards/accuracies": "accuracy"},
     "Length of the answers, tokens": {"tokens/chosen": "chosen", "tokens/rejected": "rejected"},
 }
@@ -50,7 +50,7 @@ def page() -> None:
         if series:
             st.header("Scores", anchor=False)
             st.caption(
-                "With 95 % bands. Short dashes: the first policy; long ones: an offline baseline from it, where there is one."
+                "With 95 % bands. Short dashes: the policy that the loop starts from; long ones: an offline baseline from it."
             )
             draw_iterations(series)
         else:
@@ -112,6 +112,9 @@ def _training(curves: Curves) -> None:
 
 def _traces(stages: list[tuple[str, dict[str, list[tuple[int, float | None]]]]], names: dict[str, str]) -> list[Trace]:
     found = {name: [(stage, curves[metric]) for stage, curves in stages if metric in curves] for metric, name in names.items()}
+    first, *others = found
+    # The same numbers twice, such as the KL to a reference that is the first policy, are one line.
+    found = {first: found[first]} | {name: found[name] for name in others if found[name] != found[first]}
     return [Trace(name, several) for name, several in found.items() if several]
 
 

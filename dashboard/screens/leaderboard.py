@@ -129,7 +129,12 @@ def _table(chosen: Chosen) -> None:
         empty("No checkpoint matches", "Search for something else, or choose another run or kind above.")
         return
     if benchmark is None:
-        empty("No evaluation yet", "These checkpoints have no scores; this resumes their run.", "harness train-and-eval RECIPE")
+        empty(
+            "No evaluation yet",
+            "These checkpoints have no scores. A run that stopped goes on with the command on the Runs page; this gives some to "
+            "any other checkpoint.",
+            "harness eval CHECKPOINT --benchmarks human_eval,truthful_qa",
+        )
     table = board(rows, benchmark, chosen.group, chosen.columns)
     if chosen.only_comparable:
         hidden = len(table.lines)

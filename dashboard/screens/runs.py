@@ -1,15 +1,14 @@
 """The runs and the stages of one of them; what moves refreshes itself."""
 
-import shlex
-
 import streamlit as st
 
 from dashboard import format as f
 from dashboard import markup
 from dashboard.log_tail import tail
 from dashboard.markup import Column, Markup
-from dashboard.source import empty, expected_errors, pick_run, read
+from dashboard.source import empty, expected_errors, pick_run, read_now
 from db import views
+from db.resume import resume_command
 from db.throughput import Computing, computing
 from db.views import RunStatus, RunSummary, StageStatus
 
@@ -24,9 +23,9 @@ def page() -> None:
         run = pick_run()
         if run is None:
             return
-        running = read(views.run_status, run).summary.status == "running"
+        running = read_now(views.run_status, run).summary.status == "running"
         st.fragment(_run, run_every=REFRESH_SECONDS if running else None)(run, running)
-        others = read(views.runs)
+        others = read_now(views.runs)
         if len(others) > 1:
             st.header("All runs", anchor=False)
             st.html(_runs(others))
@@ -34,7 +33,7 @@ def page() -> None:
 
 def _run(run: str, was_running: bool) -> None:
     with expected_errors():
-        status = read(views.run_status, run)
+        status = read_now(views.run_status, run)
         if was_running and status.summary.status != "running":
             st.rerun()  # the whole page, without the timer
         st.html(_summary(status))
@@ -45,12 +44,14 @@ def _run(run: str, was_running: bool) -> None:
         if status.summary.error and not any(stage.error for stage in status.stages):
             _error("The run failed", status.summary.error, None)
         if status.summary.status in ("failed", "stopped"):
-            empty("It can go on", "What is verified done is kept; this resumes the rest.", _resume(status))
+            _can_go_on(status)
         _log(status)
 
 
-def _resume(status: RunStatus) -> str:
-    return f"harness train-and-eval {shlex.quote(status.summary.recipe_name)} --run {shlex.quote(status.summary.name)}"
+def _can_go_on(status: RunStatus) -> None:
+    typed = resume_command(status.summary.name, status.summary.recipe_name, status.recipe, status.environment)
+    does = "this resumes the rest" if typed else "the command that began it, typed again, resumes the rest"
+    empty("It can go on", f"What is verified done is kept; {does}.", *([typed] if typed else []))
 
 
 def _log(status: RunStatus) -> None:
@@ -127,7 +128,7 @@ def _stage(stage: StageStatus) -> list[object]:
         late = stage.heartbeat_age > SILENT_SECONDS
         heard = f"silent for {f.duration(stage.heartbeat_age)}" if late else f"heard {f.duration(stage.heartbeat_age)} ago"
         state = Markup(f'{state}<small><span class="{"warn" if late else "absent"}">{markup.text(heard)}</span></small>')
-    rate = f"{f.decimal(stage.rate, 1)} {stage.unit or ''}/s" if stage.rate else ""
+    rate = f.rate(stage.rate, stage.unit or "") if stage.rate else ""
     return [
         stage.name,
         state,

@@ -3,6 +3,7 @@
 import hashlib
 import json
 from collections import Counter
+from statistics import fmean
 from typing import Any
 
 import streamlit as st
@@ -108,6 +109,15 @@ def _list(of: Evaluated) -> None:
         )
     after = _number("after") or 0
     found = read(samples.lines, of.evaluation_id, outcome, search or "", after, PAGE_LINES + 1, (least, most), category)
+    if not found and after:
+        empty("No more answers", "The address names a place behind the last answer that matches.")
+        if st.button("First page"):
+            _first_page()
+            st.rerun()
+        return
+    if not found and of.judge_kind == "published":
+        empty("Only the score was published", "There are no answers behind it; its source is on the checkpoint's page.")
+        return
     if not found:
         empty("No answer matches", "Choose another outcome or category, or search for something else.")
         return
@@ -142,7 +152,9 @@ def _line(of: Evaluated, line: Line) -> list[object]:
 
 def _one(found: Sample) -> None:
     answer, of = found.answer, found.evaluated
-    verdict = " / ".join(f.decimal(judgment.value, 2) for judgment in found.judgments) or f.ABSENT
+    known = [judgment.value for judgment in found.judgments if judgment.value is not None]
+    verdict = f.decimal(fmean(known), 2) if known else f.ABSENT
+    games = " and ".join(f.decimal(judgment.value, 2) for judgment in found.judgments)
     place = f"turn {answer.turn}, sample {answer.sample}" if answer.turn > 1 or answer.sample else ""
     spent = sum(j.micro_dollars for j in found.judgments)
     tokens = sum(j.tokens_in + j.tokens_out for j in found.judgments)
@@ -151,8 +163,8 @@ def _one(found: Sample) -> None:
         markup.facts(
             [
                 ("Question", answer.question_id, of_question),
-                ("Verdict", verdict, f"mean of {f.plural(len(found.judgments), 'judgment')}" if len(found.judgments) > 1 else ""),
-                ("Tokens", f.count(answer.output_tokens), f"prompt {f.count(answer.prompt_tokens)}"),
+                ("Verdict", verdict, f"mean of {games}" if len(found.judgments) > 1 else ""),
+                ("Tokens", f.count(answer.output_tokens or None), f"prompt {f.count(answer.prompt_tokens or None)}"),
                 ("Ended", answer.finish_reason or f.ABSENT, f"seed {answer.seed}" if answer.seed is not None else ""),
                 ("Judge's tokens", f.count(tokens), f"{spent / 1e6:.6f} dollars" if spent else ""),
                 ("sha256 of the answer", _sha256(answer.text), f"of the prompt {_sha256(answer.prompt)}"),
