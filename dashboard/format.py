@@ -63,6 +63,8 @@ BESIDE = ("alpaca_eval/win_rate", "truthful_qa/mc1")
 """Those of them that stand there unless a reader chooses otherwise: papers report both figures."""
 PARTS = {"categories": "category", "subcategories": "subcategory", "clusters": "cluster", "subjects": "subject"}
 """Kinds of parts of a benchmark, as `db.samples.breakdowns` names them -> one of them, in words."""
+TESTED = {("alpaca_eval", "length_controlled_winrate"): "raw win rate"}
+"""(benchmark, headline metric) -> what is paired and tested instead, where a single question has no such metric."""
 RATED = ("mt_bench", HELD_OUT)
 """Benchmarks whose verdicts are ratings or rewards: no verdict is a win or a loss by itself."""
 STYLED = ("arena_hard", "arena_hard_v2")
@@ -177,11 +179,13 @@ def signed(benchmark: str, value: float) -> str:
 
 
 def change(cell: Cell) -> str:
-    """Difference from the parent, marked only where the paired test is significant: `▲ +3.1`, `+0.4`."""
+    """Difference from the parent, marked only where the paired test is significant: `▲ +3.1`, `+0.4`; `+0.4 raw` where it is of
+    raw win rates."""
     if cell.change is None or cell.value is None:
         return ""
     mark = {"IMPROVED": "▲ ", "REGRESSED": "▼ "}.get(cell.change.verdict, "")
-    return mark + signed(cell.benchmark, cell.change.value)
+    tested = TESTED.get((of(cell.benchmark), cell.metric), "").partition(" ")[0]
+    return " ".join(filter(None, (mark + signed(cell.benchmark, cell.change.value), tested)))
 
 
 def describe(cell: Cell) -> str:
@@ -195,7 +199,9 @@ def describe(cell: Cell) -> str:
     parts += [f"flagged: {plain(flag['reason'])}" for flag in cell.flags]
     if change(cell):
         test = f"paired over {cell.change.n} questions, p {p_value(cell.change.p)} adjusted, {cell.change.verdict.lower()}"
-        parts.append(f"against {plain(cell.change.against)}: {signed(cell.benchmark, cell.change.value)}, {test}")
+        tested = TESTED.get((of(cell.benchmark), cell.metric))
+        difference = f"{signed(cell.benchmark, cell.change.value)}{f' {tested}' if tested else ''}"
+        parts.append(f"against {plain(cell.change.against)}: {difference}, {test}")
     return "; ".join(parts)
 
 

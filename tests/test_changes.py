@@ -1,6 +1,7 @@
 """The change against the parent: tested once when an evaluation ends, stored, and noticed when its parent is judged anew."""
 
 from datetime import timedelta
+from types import SimpleNamespace
 
 import pytest
 from sqlalchemy import select
@@ -116,3 +117,23 @@ def test_what_an_older_rule_stored_is_tested_anew(judged: Registry):
                 }
     assert store_changes(judged, keys(judged)) == 3
     assert changes(judged)["quickstart/iter-2"].verdict == "IMPROVED"
+
+
+def test_a_change_says_what_it_is_of_where_the_headline_has_no_value_per_question():
+    tested = SimpleNamespace(verdict="IMPROVED", value=2.24, against="parent", n=805, p=0.01)
+    cell = SimpleNamespace(benchmark="alpaca_eval", metric="length_controlled_winrate", value=45.0, change=tested)
+    assert f.change(cell) == "▲ +2.2 raw"
+    cell.metric = "win_rate"
+    assert f.change(cell) == "▲ +2.2"
+    whole = {
+        "n": 805,
+        "n_failed": 0,
+        "complete": True,
+        "method": "m",
+        "flags": [],
+        "trust": None,
+        "judge": "j",
+        "judge_kind": "openai",
+    }
+    cell = SimpleNamespace(**vars(cell) | whole | {"metric": "length_controlled_winrate", "low": 42.0, "high": 48.0})
+    assert "against parent: +2.2 raw win rate, paired over 805 questions" in f.describe(cell)
