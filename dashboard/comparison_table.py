@@ -14,11 +14,21 @@ EXPLAINED = (
     "Mean difference over the questions that both answered, in the benchmark's unit; p by sign flips, adjusted over the "
     "benchmarks (Holm). Smallest visible: the true difference that this test would show with probability 0.8."
 )
+NOTHING_SHARED = (
+    "No benchmark in common",
+    "There is none on which the evaluations of both are complete; one that is under way counts once it is.",
+)
+"""Title and reason."""
+_TESTED = {"alpaca_eval": "raw win rate, not length-controlled"}
+"""benchmark -> what its paired test is of, where the headline may be fitted to all verdicts and so has no value per question."""
+_SCALES = {"percent": "verdict, 0 to 1", "rating": "rating, 1 to 10", "reward": "reward"}
 
 
 def comparison_table(found: Compared) -> Markup:
     """One line per benchmark; what cannot be compared, and why, below."""
-    lines = [_line(f.benchmark_label(one.benchmark), one) for one in _ordered(found.comparisons)]
+    if not found.comparisons and not found.apart:
+        return markup.heading(*NOTHING_SHARED)
+    lines = [_line(_benchmark(one.benchmark), one) for one in _ordered(found.comparisons)]
     table = markup.plain_table("Paired differences", _columns("Benchmark"), lines)
     apart = (markup.heading(f"{f.benchmark_label(name)} is not compared", why) for name, why in found.apart.items())
     return Markup((table if found.comparisons else "") + "".join(apart))
@@ -28,6 +38,17 @@ def categories_table(comparisons: Sequence[Comparison]) -> Markup:
     """One line per category of a benchmark, the widest difference first."""
     widest = sorted(comparisons, key=lambda one: (-abs(one.difference.value), one.benchmark))
     return markup.plain_table("By category", _columns("Category"), [_line(one.benchmark, one) for one in widest])
+
+
+def verdict_scale(unit: str) -> str:
+    """What one question's verdict is measured in, in words: `unit` is the benchmark's, whose percentages are means of them."""
+    return _SCALES.get(unit, "verdict")
+
+
+def _benchmark(name: str) -> Markup:
+    """A benchmark's label, and below it what is tested where that is not its headline."""
+    note = f"<small>{markup.text(_TESTED[name])}</small>" if name in _TESTED else ""
+    return Markup(f"{markup.text(f.benchmark_label(name))}{note}")
 
 
 def _columns(what: str) -> list[Column]:

@@ -30,8 +30,8 @@ def paired(lengths: Sequence[Mapping[str, float]], values: Sequence[Mapping[str,
     return sorted(pairs, key=lambda pair: (pair.longer, pair.question))
 
 
-def length_outcome(pairs: Sequence[Pair], first: str) -> Spec:
-    """One point a question; the lines are no difference in length, and none in verdict."""
+def length_outcome(pairs: Sequence[Pair], first: str, scale: str) -> Spec:
+    """One point a question; the lines are no difference in length, and none in verdict. `scale`: what verdicts are in."""
     step = -(-len(pairs) // POINTS)
     rows = [{"question": f.plain(p.question), "longer": p.longer, "better": p.better} for p in pairs[::step]]
     line = {"type": "rule", "strokeDash": [3, 3], "opacity": 0.7, "color": GREY}
@@ -43,7 +43,7 @@ def length_outcome(pairs: Sequence[Pair], first: str) -> Spec:
     # Not shared with the lines: a field of all layers would take the place of their one value.
     points = {
         "x": field("longer", title=f"characters by which {f.plain(first)} is longer", axis={"grid": False, "tickCount": 6}),
-        "y": field("better", title="verdict, first minus second", axis={"tickCount": 5}),
+        "y": field("better", title=f"first minus second ({scale})", axis={"tickCount": 5}),
         "tooltip": [
             field("question", "nominal", title="Question"),
             field("longer", title="Longer by", format=".0f"),
