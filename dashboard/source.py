@@ -18,6 +18,7 @@ from core.errors import HarnessError
 from core.paths import default_registry_url
 from dashboard import format as f
 from dashboard import markup
+from dashboard.link import copy_link
 from db import views
 from db.registry import Registry
 
@@ -153,16 +154,22 @@ def show_json(value: Any) -> None:
 
 
 def pick_run() -> str | None:
-    """The run that the page is about, newest by default, kept in the URL; None, and an empty state, when there is none."""
+    """The run that the page is about, the URL's or the newest; None, and an empty state, when there is none."""
     names = [run.name for run in read(views.runs)]
     if not names:
         reason = "A run appears here as soon as it starts; this one needs no GPU and no network."
         empty("No run yet", reason, "harness train-and-eval quickstart")
         return None
-    column, _ = st.columns([2, 5])
+    asked = st.query_params.get("run")
+    column, beside = st.columns([2, 5], vertical_alignment="bottom")
     # The same widget, with the same meaning of nothing chosen, as on the leaderboard: the URL carries it between pages.
     placeholder = f"{f.plain(names[0])} (newest)"
     chosen = column.selectbox(
         "Run", names, index=None, placeholder=placeholder, format_func=f.plain, key="run", bind="query-params"
     )
-    return chosen or names[0]
+    run = chosen or names[0]
+    with beside:
+        copy_link("This page, of this run.", run=f.plain(run))
+    if asked and asked not in {f.plain(name) for name in names}:
+        empty("No such run", f"There is no run {asked} in this registry; this is {run}.")
+    return run

@@ -183,7 +183,7 @@ def test_a_withheld_score_shows_how_many_failed_and_its_bounds(app, registry: Re
 def test_a_checkpoint_without_scores_is_listed_and_the_page_says_how_to_go_on(app, registry: Registry) -> None:
     Sample(registry).checkpoint("fresh", "base")
     test = app("leaderboard", registry)
-    assert "fresh" in shown(test) and "harness train-and-eval RECIPE" in [code.value for code in test.code]
+    assert "fresh" in shown(test) and "harness eval CHECKPOINT --benchmarks human_eval,truthful_qa" in [code.value for code in test.code]
 
 
 def test_a_long_leaderboard_is_sent_in_parts(app, registry: Registry) -> None:
@@ -352,6 +352,8 @@ def test_in_a_real_browser(registry: Registry, server: str, tmp_path: Path) -> N
         expect(page.get_by_text("is not compared").first).to_be_visible()
         page.goto(f"{server}/samples?evaluation=1")
         expect(page.get_by_text("No answer matches")).to_be_visible()
+        page.goto(f"{server}/runs?run=nope")
+        expect(page.get_by_text("There is no run nope in this registry")).to_be_visible()
         page.goto(f"{server}/runs")
         expect(page.get_by_role("table", name="All runs")).to_be_visible()
         page.get_by_role("combobox", name="Run").click()

@@ -13,6 +13,7 @@ from db.models import JudgeResponse, Run, StageRun, now
 from db.registry import Registry
 from tests.sample_registry import Sample, fill
 from tests.test_dashboard import app, shown, words  # noqa: F401  (app is a fixture)
+from tests.test_screens_leaderboard import again
 
 SHARE = {"limit_share": 0.4567, "limit": "8 x NVIDIA H100 80GB HBM3, bfloat16 (data sheet)"}
 
@@ -120,3 +121,13 @@ def test_the_judge_s_rate_is_that_of_the_last_minute_beside_its_limit(app, regis
         session.query(StageRun).filter_by(name="judge[x]").one().status = "done"
     with registry.read() as session:
         assert views.run_status(session, "quickstart").judging is None
+
+
+@pytest.mark.parametrize("page", ["runs", "iterations"])
+def test_the_address_to_copy_names_the_run(app, registry: Registry, page: str) -> None:  # noqa: F811
+    fill(registry)
+    Sample.run(again(registry), "later", "failed")
+    newest = app(page, registry)
+    assert any(code.value.endswith("?run=later") for code in newest.code), "a bare address would show another run one day"
+    older = newest.selectbox(key="run").set_value("quickstart").run()
+    assert any(code.value.endswith("?run=quickstart") for code in older.code) and "No such run" not in words(shown(older))
