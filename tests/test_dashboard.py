@@ -183,7 +183,8 @@ def test_a_withheld_score_shows_how_many_failed_and_its_bounds(app, registry: Re
 def test_a_checkpoint_without_scores_is_listed_and_the_page_says_how_to_go_on(app, registry: Registry) -> None:
     Sample(registry).checkpoint("fresh", "base")
     test = app("leaderboard", registry)
-    assert "fresh" in shown(test) and "harness eval CHECKPOINT --benchmarks human_eval,truthful_qa" in [code.value for code in test.code]
+    typed = [code.value for code in test.code]
+    assert "fresh" in shown(test) and "harness eval CHECKPOINT --benchmarks human_eval,truthful_qa" in typed
 
 
 def test_a_long_leaderboard_is_sent_in_parts(app, registry: Registry) -> None:
@@ -204,7 +205,7 @@ def test_the_iterations_page_tells_the_whole_run(app, registry: Registry) -> Non
     assert "quickstart/iter-2" in seen and "rule: highest held_out_reward" in seen
     assert "iteration 2 leads" in seen and "keep_best" in seen
     assert "3 tie" in seen, "why prompts gave no pair"
-    for title in ("DPO loss", "Reward margin", "Implicit reward", "KL to the reference"):
+    for title in ("DPO loss", "Reward margin", "Implicit reward", "KL, nats a response"):
         assert title in seen
     for _, _, _, _, values in SCORES.values():
         assert f"{values[-1]:.2f}".rstrip("0").replace("-", "\u2212") in seen
