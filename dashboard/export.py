@@ -6,19 +6,21 @@ Pure, text out; model-given names cannot act in any of them.
 import csv
 import io
 import re
+from collections.abc import Iterator
 from dataclasses import asdict
 from typing import Any
 
 from dashboard import format as f
-from dashboard.ranking import Board, Ranked
+from dashboard.ranking import Board, Kind, Ranked, Section
 from db.card import Card
-from db.leaderboard import Cell
+from db.leaderboard import Cell, Group
 
 # What a spreadsheet takes for a formula at the start of a cell, full-width forms included
 # (OWASP, "CSV Injection").
 _FORMULA = ("=", "+", "-", "@", "\t", "\r", "\n", "＝", "＋", "－", "＠")
-_CHANGE = {"change": "value", "change_low": "low", "change_high": "high", "change_p": "p"}
-_CELL_FIELDS = ("value", "low", "high", *_CHANGE, "n", "n_failed", "metric", "judge", "version", "group", "flags")
+_CHANGE = {"change": "value", "change_low": "low", "change_high": "high", "change_p": "p", "change_verdict": "verdict"}
+_CELL_FIELDS = ("value", "low", "high", *_CHANGE, "n", "n_failed", "complete", "metric", "method", "judge", "version", "group")
+_CELL_FIELDS += ("flags",)
 # What TeX would act on (The TeXbook, chapter 7: the characters with a category of their own).
 _TEX = {"\\": r"\textbackslash{}", "~": r"\textasciitilde{}", "^": r"\textasciicircum{}", "\u2212": "$-$", "\u2013": "--"}
 _TEX |= {mark: f"\\{mark}" for mark in "&%$#_{}"} | {"[": "{[}", "]": "{]}", f.FLAG: r"\textdagger{}", "\u2009": r"\,"}
@@ -50,7 +52,7 @@ def card_json(found: Card) -> dict[str, Any]:
 
 def to_json(table: Board) -> list[dict[str, Any]]:
     """One object per checkpoint; `scores` maps benchmark to the cell that the table shows."""
-    return [_record(table, line) for line in table.lines]
+    return [_record(table, section, line) for section in table.sections for line in section.lines]
 
 
 def to_csv(table: Board) -> str:
@@ -58,14 +60,13 @@ def to_csv(table: Board) -> str:
 
     Numbers stay numbers; text that a spreadsheet would take for a formula gets a leading apostrophe.
     """
-    head = ["checkpoint", "kind", "iteration", "run", "base", "parent", "answer_tokens", "seconds", "dollars", "created_at"]
-    head.append("fingerprint")
+    head = ["checkpoint", "rank_best", "rank_worst", "section", "kind", "iteration", "run", "base", "parent", "answer_tokens"]
+    head += ["seconds", "dollars", "created_at", "fingerprint"]
     columns = [(name, key) for name in table.benchmarks for key in _CELL_FIELDS]
     out = io.StringIO()
     writer = csv.writer(out, lineterminator="\n")
     writer.writerow([*head, *(_neutral(name if key == "value" else f"{name}_{key}") for name, key in columns)])
-    for line in table.lines:
-        record = _record(table, line)
+    for record in to_json(table):
         values = [record[name] for name in head] + [record["scores"].get(name, {}).get(key) for name, key in columns]
         writer.writerow([_neutral(value) for value in values])
     return out.getvalue()
@@ -73,29 +74,40 @@ def to_csv(table: Board) -> str:
 
 def to_markdown(table: Board) -> str:
     """A table with `value [low, high]` cells, and below it what the letters behind the values stand for."""
-    heads = ["Checkpoint", "Kind", *(_heading(table, name) for name in table.benchmarks), "Tokens", "Time"]
-    lines = [_line(heads), _line([":--", ":--", *["--:"] * (len(heads) - 2)])]
-    for line in table.lines:
+    heads = ["Checkpoint", "Rank", "Kind", *(_heading(table, name) for name in table.benchmarks)]
+    heads += ["Tokens", "Time", "Dollars", "Date"]
+    lines = [_line(heads), _line([":--", "--:", ":--", *["--:"] * (len(heads) - 3)])]
+    for section, line in _lines(table):
+        if line is None:
+            lines.append(_line([f"**{_escape(section)}**", *[""] * (len(heads) - 1)]))
+            continue
         cells = [_cell(table, line.cells.get(name)) for name in table.benchmarks]
-        measures = [f.count(line.row.answer_tokens), f.duration(line.row.seconds)]
-        lines.append(_line([_escape(f.plain(line.row.name)), _escape(f.kind(line.row)), *cells, *measures]))
+        row = line.row
+        known = [_escape(f.plain(row.name)), f.rank(line.rank), _escape(f.kind(row))]
+        measures = [f.count(row.answer_tokens), f.duration(row.seconds), f.dollars(row.micro_dollars), f.day(row.created_at)]
+        lines.append(_line([*known, *cells, *measures]))
     notes = [f"- {_escape(note)}" for note in footnotes(table)]
     return "\n".join([*lines, "", "95 % intervals in brackets.", "", *notes]) + "\n"
 
 
 def to_latex(table: Board) -> str:
     """A `tabular` of booktabs with the interval below each value; amssymb has the two triangles of a significant change."""
-    heads = ["Checkpoint", "Kind", *(_tex(f.benchmark_label(name)) for name in table.benchmarks)]
-    metrics = ["", "", *(_tex(_metrics(table, name)) for name in table.benchmarks)]
+    heads = ["Checkpoint", "Rank", "Kind", *(_tex(f.benchmark_label(name)) for name in table.benchmarks), "Tokens", "Time"]
+    metrics = ["", "", "", *(_tex(_metrics(table, name)) for name in table.benchmarks), "", ""]
     body = []
-    for line in table.lines:
+    for section, line in _lines(table):
+        if line is None:
+            body += ["\\midrule", f"\\multicolumn{{{len(heads)}}}{{l}}{{{_tex(section)}}} \\\\"]
+            continue
         cells = [line.cells.get(name) for name in table.benchmarks]
         values = [_tex_value(table, cell) for cell in cells]
         below = [_tex(" ".join(filter(None, (f.interval(cell), f.change(cell))))) if cell else "" for cell in cells]
-        body.append(_tex_line([_tex(f.plain(line.row.name)), _tex(f.kind(line.row)), *values]))
-        body.append(_tex_line(["", "", *(f"{{\\scriptsize {text}}}" if text else "" for text in below)]))
+        measures = [_tex(f.count(line.row.answer_tokens)), _tex(f.duration(line.row.seconds))]
+        known = [_tex(f.plain(line.row.name)), _tex(f.rank(line.rank)), _tex(f.kind(line.row))]
+        body.append(_tex_line([*known, *values, *measures]))
+        body.append(_tex_line(["", "", "", *(f"{{\\scriptsize {text}}}" if text else "" for text in below), "", ""]))
     notes = [f"% {_one_line(note)}" for note in footnotes(table)]
-    columns = "ll" + "r" * len(table.benchmarks)
+    columns = "lrl" + "r" * (len(table.benchmarks) + 2)
     return "\n".join(
         [
             "% \\usepackage{booktabs,amssymb}; 95 % intervals in brackets.",
@@ -104,7 +116,7 @@ def to_latex(table: Board) -> str:
             "\\toprule",
             _tex_line(heads),
             _tex_line(metrics),
-            "\\midrule",
+            *([] if len(table.sections) > 1 else ["\\midrule"]),
             *body,
             "\\bottomrule",
             "\\end{tabular}",
@@ -113,25 +125,72 @@ def to_latex(table: Board) -> str:
     )
 
 
+def _lines(table: Board) -> Iterator[tuple[str, Ranked | None]]:
+    """The table's lines, and before each of several sections (its words, None)."""
+    for section in table.sections:
+        words = section_of(table, section)
+        if words:
+            yield words, None
+        yield from ((words, line) for line in section.lines)
+
+
+def section_of(table: Board, section: Section) -> str:
+    """What a section's lines have in common, in words; "" where the table has only one."""
+    if len(table.sections) < 2:
+        return ""
+    benchmark = next((one.group.benchmark for one in table.sections if one.group), None)
+    return ": ".join(section_words(section, table.sections[0], benchmark))
+
+
+def section_words(section: Section, first: Section, benchmark: str | None) -> tuple[str, str]:
+    """(whether these lines are ranked, by what, or why not) of a section beside the table's first one."""
+    if section.flagged:
+        return "Not ranked", "flagged, see the notes below"
+    if section.group is None or section.metric is None or benchmark is None:
+        return "Not ranked", f"no {f.benchmark_label(benchmark or '')} score"
+    group = section.group
+    parts = [f.metric_label(group.benchmark, section.metric), f.data_version(group.version), f"judge: {f.judge(group)}"]
+    why = _apart(group, section.metric, first)
+    words = f"{f.benchmark_label(group.benchmark)}, {'; '.join(parts)}"
+    return "Ranked together", f"{words}. Not ranked with those above: {why}." if why else words
+
+
+def _apart(group: Group, metric: str, first: Section) -> str:
+    """How a section's numbers differ from the first one's; empty for the first."""
+    if first.group is None or first.metric is None:
+        return ""
+    differs = (
+        ("another judge", group.judge, first.group.judge),
+        ("other data", group.version, first.group.version),
+        ("other answer settings", group.settings_hash, first.group.settings_hash),
+        ("another metric", metric, first.metric),
+    )
+    return ", ".join(words for words, mine, theirs in differs if mine != theirs) or (
+        "another prompt or configuration of the judge" if group.key != first.group.key else ""
+    )
+
+
 def footnotes(table: Board) -> list[str]:
-    """What each benchmark's cells are: one line per comparability group."""
+    """What each benchmark's cells are: one line per comparability group and metric."""
     lines = []
     for name in table.benchmarks:
-        several = table.groups[name]
-        for group in several:
-            cells = [line.cells[name] for line in table.lines if name in line.cells and line.cells[name].group == group.key]
+        groups = {group.key: group for group in table.groups[name]}
+        of_kind: dict[Kind, list[Cell]] = {kind: [] for kind in table.kinds.get(name, [])}
+        for line in table.lines:
+            if cell := line.cells.get(name):
+                of_kind[cell.group, cell.metric].append(cell)
+        for (key, metric), cells in of_kind.items():
             if not cells:
                 continue
-            letter = table.letter(cells[0])
+            group, letter = groups[key], table.letter(cells[0])
             questions = sorted({cell.n_questions for cell in cells})
             n = str(questions[0]) if len(questions) == 1 else f"{questions[0]} to {questions[-1]}"
             failed = sum(cell.n_failed for cell in cells)
-            metrics = " or ".join(sorted({f.metric_label(name, cell.metric) for cell in cells}))
-            parts = [metrics, f.data_version(group.version), f"{n} questions"]
+            parts = [f.metric_label(name, metric), f.data_version(group.version), f"{n} questions"]
             parts += [f"judge: {f.judge(group)}", *f.trust(group.trust), *([f"{failed} items failed"] if failed else [])]
             lines.append(f"{f.benchmark_label(name)}{f' ({letter})' if letter else ''}: {'; '.join(parts)}")
-    if any(len(table.groups[name]) > 1 for name in table.benchmarks):
-        lines.append("Values with different letters differ in judge, data or settings and are not ranked together.")
+    if any(len(table.kinds.get(name, [])) > 1 for name in table.benchmarks):
+        lines.append("Values with different letters differ in judge, data, settings or metric and are not ranked together.")
     return lines + [_flagged(table, line) for line in table.lines if any(cell.flags for cell in _cells(table, line).values())]
 
 
@@ -150,10 +209,13 @@ def _cells(table: Board, line: Ranked) -> dict[str, Cell]:
     return {name: line.cells[name] for name in table.benchmarks if name in line.cells}
 
 
-def _record(table: Board, line: Ranked) -> dict[str, Any]:
+def _record(table: Board, section: Section, line: Ranked) -> dict[str, Any]:
     row, cells = line.row, _cells(table, line)
     return {
         "checkpoint": row.name,
+        "rank_best": line.rank[0] if line.rank else None,
+        "rank_worst": line.rank[1] if line.rank else None,
+        "section": section_of(table, section),
         "kind": row.kind,
         "iteration": row.iteration,
         "run": row.run,
@@ -217,7 +279,9 @@ def _heading(table: Board, name: str) -> str:
 
 def _cell(table: Board, cell: Cell | None) -> str:
     letter = table.letter(cell) if cell else ""
-    return _escape(f.score(cell)) + (f" ({letter})" if letter else "") + (f.FLAG if cell and cell.flags else "")
+    marks = (f" ({letter})" if letter else "") + (f.FLAG if cell and cell.flags else "")
+    beside = [f.change(cell), f"{cell.n_failed} failed" if cell.n_failed else ""] if cell else []
+    return _escape(f.score(cell)) + marks + "".join(f"; {_escape(part)}" for part in beside if part)
 
 
 def _escape(text: str) -> str:

@@ -7,10 +7,10 @@ from html import escape
 from urllib.parse import quote
 
 from dashboard import format as f
-from dashboard.export import footnotes
+from dashboard.export import footnotes, section_words
 from dashboard.ranking import Board, Ranked, Section
 from dashboard.theme import COLOURS
-from db.leaderboard import Cell, Group, Row
+from db.leaderboard import Cell, Row
 
 
 @dataclass(frozen=True)
@@ -35,6 +35,10 @@ CHANGES = (
 
 class Markup(str):
     """HTML that is already safe."""
+
+
+Scales = dict[tuple[str, str, str], tuple[float, float]]
+"""(column, comparability group, metric) -> least and greatest end of its intervals."""
 
 
 @dataclass(frozen=True)
@@ -99,6 +103,7 @@ def leaderboard(board: Board, benchmark: str | None, links: bool = True) -> Mark
     `benchmark`: the one that sorts and ranks. `links`: names and scores lead to the pages of a running dashboard.
     """
     scales = _scales(board)
+    own = {name for name in board.benchmarks if _questions(board, name) is None}
     ranked = any(line.rank for line in board.lines)
     head = ['<th scope="col" class="name">Checkpoint</th>']
     head += ['<th scope="col" class="n">Rank<small>range</small></th>'] if ranked else []
@@ -108,7 +113,7 @@ def leaderboard(board: Board, benchmark: str | None, links: bool = True) -> Mark
     bodies = []
     for section in board.sections:
         title = _section(section, board.sections[0], benchmark, len(head)) if len(board.sections) > 1 else ""
-        lines = "".join(_line(board, line, scales, ranked, links, measures) for line in section.lines)
+        lines = "".join(_line(board, line, scales, own, ranked, links, measures) for line in section.lines)
         bodies.append(f"<tbody>{title}{lines}</tbody>")
     table = _scroll("Leaderboard", f"<thead><tr>{''.join(head)}</tr></thead>{''.join(bodies)}", "board")
     notes = [*footnotes(board), *([CHANGES] if any(f.change(c) for line in board.lines for c in line.cells.values()) else [])]
@@ -154,11 +159,17 @@ def _column(board: Board, name: str, sorts: bool) -> str:
     notes = [text(metrics)]
     if all(f.is_starter(group.version) for group in several):
         notes.append(Markup('<span class="warn">starter set</span>'))
-    if len(several) == 1 and cells:
-        notes.append(text(f"n {cells[0].n_questions}"))
+    if (asked := _questions(board, name)) is not None:
+        notes.append(text(f"n {asked}"))
     small = "".join(f"<small>{note}</small>" for note in notes)
     marks = ('n sorted" aria-sort="descending' if _descending(cells) else 'n sorted" aria-sort="ascending') if sorts else "n"
     return f'<th scope="col" class="{marks}">{text(f.benchmark_label(name))}{small}</th>'
+
+
+def _questions(board: Board, name: str) -> int | None:
+    """The questions of a column's cells; None where they differ, and each cell tells its own."""
+    found = {line.cells[name].n_questions for line in board.lines if name in line.cells}
+    return found.pop() if len(found) == 1 else None
 
 
 def _descending(cells: list[Cell]) -> bool:
@@ -166,38 +177,16 @@ def _descending(cells: list[Cell]) -> bool:
 
 
 def _section(section: Section, first: Section, benchmark: str | None, width: int) -> str:
-    if section.flagged:
-        label = Markup("<b>Not ranked:</b> flagged, see the notes below")
-    elif section.group is None or section.metric is None or benchmark is None:
-        label = Markup(f"<b>Not ranked:</b> no {text(f.benchmark_label(benchmark or ''))} score")
-    else:
-        group = section.group
-        parts = [f.metric_label(group.benchmark, section.metric), f.data_version(group.version), f"judge: {f.judge(group)}"]
-        label = Markup(f"<b>Ranked together:</b> {text(f.benchmark_label(group.benchmark))}, {text('; '.join(parts))}")
-        why = _apart(group, section.metric, first)
-        label = Markup(f"{label}. {text(f'Not ranked with those above: {why}.')}") if why else label
+    title, parts = section_words(section, first, benchmark)
+    label = Markup(f"<b>{text(title)}:</b> {text(parts)}")
     return f'<tr><th class="group" scope="rowgroup" colspan="{width}"><span>{label}</span></th></tr>'
-
-
-def _apart(group: Group, metric: str, first: Section) -> str:
-    """How a section's numbers differ from the first one's; empty for the first."""
-    if first.group is None or first.metric is None:
-        return ""
-    differs = (
-        ("another judge", group.judge, first.group.judge),
-        ("other data", group.version, first.group.version),
-        ("other answer settings", group.settings_hash, first.group.settings_hash),
-        ("another metric", metric, first.metric),
-    )
-    return ", ".join(words for words, mine, theirs in differs if mine != theirs) or (
-        "another prompt or configuration of the judge" if group.key != first.group.key else ""
-    )
 
 
 def _line(
     board: Board,
     line: Ranked,
-    scales: dict[tuple[str, str], tuple[float, float]],
+    scales: Scales,
+    own: set[str],
     ranked: bool,
     links: bool,
     measures: Sequence[Measure],
@@ -209,12 +198,13 @@ def _line(
     card = f'<a href="checkpoint?fingerprint={text(row.fingerprint)}">{text(row.name)}</a>' if links else text(row.name)
     name = f'<th scope="row" class="name">{card}<small>{dot(row.checkpoint_id)}{details}</small></th>'
     rank = f"<td>{text(f.rank(line.rank))}</td>" if ranked else ""
-    cells = "".join(_cell(board, line.cells.get(name), scales, links) for name in board.benchmarks)
+    cells = "".join(_cell(board, line.cells.get(name), scales, name in own, links) for name in board.benchmarks)
     rest = "".join(f"<td>{text(one.value(row))}</td>" for one in measures)
     return f"<tr>{name}{rank}{cells}{rest}</tr>"
 
 
-def _cell(board: Board, cell: Cell | None, scales: dict[tuple[str, str], tuple[float, float]], links: bool) -> str:
+def _cell(board: Board, cell: Cell | None, scales: Scales, counted: bool, links: bool) -> str:
+    """`counted`: whether the cell tells its number of questions, as its column's head cannot."""
     if cell is None:
         return f'<td class="absent">{f.ABSENT}</td>'
     marks = []
@@ -225,12 +215,15 @@ def _cell(board: Board, cell: Cell | None, scales: dict[tuple[str, str], tuple[f
     warnings = "".join(f'<small><span class="warn">{text(mark)}</span></small>' for mark in marks)
     letter = board.letter(cell)
     shown = text("withheld" if cell.value is None else f.number(cell.benchmark, cell.value))
-    value = f'<a href="samples?evaluation={cell.evaluation_id}">{shown}</a>' if links else shown
+    # Behind a published score there are no answers to lead to.
+    leads = links and cell.judge_kind != "published"
+    value = f'<a href="samples?evaluation={cell.evaluation_id}">{shown}</a>' if leads else shown
     mark = letter + (f.FLAG if cell.flags else "")
     superscript = f"<sup>{text(mark)}</sup>" if mark else ""
     interval = f.interval(cell)
     low_high = f'<span class="i">{text(interval)}</span>{_bar(cell, scales)}' if interval else ""
-    below = f"{low_high}{_change(cell)}{warnings}"
+    n = f"<small>{text(f'n {cell.n_questions}')}</small>" if counted else ""
+    below = f"{low_high}{_change(cell)}{n}{warnings}"
     return f'<td title="{text(f.describe(cell))}"><b>{value}</b>{superscript}{below}</td>'
 
 
@@ -243,9 +236,9 @@ def _change(cell: Cell) -> str:
     return f'<small><span class="{colour}">{text(shown)}</span></small>'
 
 
-def _bar(cell: Cell, scales: dict[tuple[str, str], tuple[float, float]]) -> str:
-    """Value and interval on the scale of the comparability group: where two bars overlap, the intervals do."""
-    low, high = scales.get((cell.benchmark, cell.group), (0.0, 0.0))
+def _bar(cell: Cell, scales: Scales) -> str:
+    """Value and interval on the scale of what it may be compared with: where two bars overlap, the intervals do."""
+    low, high = scales.get((cell.benchmark, cell.group, cell.metric), (0.0, 0.0))
     width = high - low
     if width <= 0 or cell.value is None or cell.low is None or cell.high is None:
         return ""
@@ -253,11 +246,11 @@ def _bar(cell: Cell, scales: dict[tuple[str, str], tuple[float, float]]) -> str:
     return f'<i class="bar" style="--l:{left:.0f}%;--w:{max(1.0, right - left):.0f}%;--m:{middle:.0f}%"></i>'
 
 
-def _scales(board: Board) -> dict[tuple[str, str], tuple[float, float]]:
-    """(column, comparability group) -> least and greatest end of its intervals; only groups with cells to compare."""
-    ends: dict[tuple[str, str], list[float]] = defaultdict(list)
+def _scales(board: Board) -> Scales:
+    """Only of groups with cells to compare."""
+    ends: dict[tuple[str, str, str], list[float]] = defaultdict(list)
     for line in board.lines:
         for cell in line.cells.values():
             if cell.value is not None and cell.low is not None and cell.high is not None:
-                ends[cell.benchmark, cell.group] += [cell.low, cell.high]
+                ends[cell.benchmark, cell.group, cell.metric] += [cell.low, cell.high]
     return {place: (min(values), max(values)) for place, values in ends.items() if len(values) > 2}

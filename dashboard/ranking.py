@@ -7,6 +7,10 @@ from dataclasses import dataclass, replace
 from dashboard.format import is_starter, order_benchmarks
 from db.leaderboard import Cell, Group, Row, groups, rank_ranges
 
+Kind = tuple[str, str]
+"""(comparability group, metric): one group may hold two metrics, a length-controlled win rate where it could be fitted, the raw
+one elsewhere."""
+
 
 @dataclass(frozen=True)
 class Ranked:
@@ -36,8 +40,10 @@ class Board:
 
     benchmarks: list[str]
     groups: dict[str, list[Group]]
-    """benchmark -> the comparability groups of the cells shown, in the order of their letters."""
+    """benchmark -> the comparability groups of the cells shown."""
     sections: list[Section]
+    kinds: dict[str, list[Kind]]
+    """benchmark -> what its cells may be compared within, in the order of their letters."""
 
     @property
     def lines(self) -> list[Ranked]:
@@ -54,9 +60,9 @@ class Board:
         return replace(self, sections=sections)
 
     def letter(self, cell: Cell) -> str:
-        """`a`, `b`, ... by comparability group; empty where a benchmark has only one."""
-        keys = [group.key for group in self.groups[cell.benchmark]]
-        return letters(keys.index(cell.group)) if len(keys) > 1 else ""
+        """`a`, `b`, ... by comparability group and metric; empty where a benchmark has only one."""
+        kinds = self.kinds[cell.benchmark]
+        return letters(kinds.index((cell.group, cell.metric))) if len(kinds) > 1 else ""
 
 
 def board(
@@ -76,10 +82,9 @@ def board(
     shown = order_benchmarks(set(found) if columns is None else found.keys() & set(columns))
     if benchmark is None or benchmark not in found:
         lines = [Ranked(row, cells[row.checkpoint_id], None) for row in rows]
-        return Board(shown, found, [Section(None, None, lines)] if lines else [])
+        return _made(shown, found, [Section(None, None, lines)] if lines else [])
     sections = []
     by_key = {one.key: one for one in found[benchmark]}
-    # One group may hold two metrics: a length-controlled win rate where it could be fitted, the raw one elsewhere.
     together: dict[tuple[str, str, bool] | None, list[Row]] = defaultdict(list)
     for row in rows:
         cell = cells[row.checkpoint_id].get(benchmark)
@@ -88,25 +93,38 @@ def board(
     for key in sorted(together, key=lambda key: (key is None, (key[2], places[key[0]], key[1]) if key else ())):
         together_in, metric, flagged = (by_key[key[0]], *key[1:]) if key else (None, None, False)
         sections.append(Section(together_in, metric, _rank(together[key], cells, benchmark, flagged), flagged))
-    return Board(shown, found, sections)
+    return _made(shown, found, sections)
+
+
+def _made(benchmarks: list[str], groups: dict[str, list[Group]], sections: list[Section]) -> Board:
+    shown = [cell for section in sections for line in section.lines for cell in line.cells.values()]
+    places = {(name, one.key): place for name, several in groups.items() for place, one in enumerate(several)}
+    kinds: dict[str, set[Kind]] = defaultdict(set)
+    for cell in shown:
+        kinds[cell.benchmark].add((cell.group, cell.metric))
+    ordered = {name: sorted(of, key=lambda kind: (places[name, kind[0]], kind[1])) for name, of in kinds.items()}
+    return Board(benchmarks, groups, sections, ordered)
 
 
 def comparable(table: Board) -> Board:
-    """Only what may be compared: the first section's lines, and in each column the cells of the group that most of them share."""
+    """Only what may be compared: the first section's lines, and in each column the cells of the group and the metric that most of
+    them share."""
     if not table.sections:
         return table
     first = table.sections[0]
-    kept: dict[str, str] = {}
+    kept: dict[str, Kind] = {}
     for name in table.benchmarks:
-        counts = Counter(line.cells[name].group for line in first.lines if name in line.cells and not line.cells[name].flags)
-        if counts:
+        unflagged = [line.cells[name] for line in first.lines if name in line.cells and not line.cells[name].flags]
+        if counts := Counter((cell.group, cell.metric) for cell in unflagged):
             kept[name] = counts.most_common(1)[0][0]
     lines = [
-        replace(line, cells={name: cell for name, cell in line.cells.items() if kept.get(name) == cell.group})
+        replace(line, cells={name: cell for name, cell in line.cells.items() if kept.get(name) == (cell.group, cell.metric)})
         for line in first.lines
     ]
-    groups = {name: [one for one in several if one.key == kept.get(name)] for name, several in table.groups.items()}
-    return Board([name for name in table.benchmarks if name in kept], groups, [replace(first, lines=lines)])
+    groups = {
+        name: [one for one in several if name in kept and one.key == kept[name][0]] for name, several in table.groups.items()
+    }
+    return _made([name for name in table.benchmarks if name in kept], groups, [replace(first, lines=lines)])
 
 
 def order_groups(several: list[Group], first: str | None = None) -> list[Group]:

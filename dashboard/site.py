@@ -33,7 +33,7 @@ svg { width: 100%; height: auto; } svg text { font-size: 11px; fill: light-dark(
 
 def site(session: Session, title: str = "RLHF leaderboard") -> str:
     """The whole file. Published reference rows are in the rankings, marked as such."""
-    rows = views.leaderboard(session)
+    rows = views.leaderboard(session, metrics=f.BESIDE)
     parts = [
         "<!doctype html>",
         f'<html lang="en"><head><meta charset="utf-8"><title>{escape(title)}</title>',
@@ -52,10 +52,11 @@ def site(session: Session, title: str = "RLHF leaderboard") -> str:
 
 
 def _rankings(rows: list[Row]) -> list[str]:
-    benchmarks = board(rows).benchmarks
+    # A second metric that is nowhere but in the headline itself would be the same column twice.
+    columns = {name for row in rows for name, cell in row.cells.items() if "/" not in name or not cell.headline}
     found = []
-    for place, benchmark in enumerate(benchmarks):
-        table = markup.leaderboard(board(rows, benchmark), benchmark, links=False)
+    for place, benchmark in enumerate(f.order_benchmarks(columns)):
+        table = markup.leaderboard(board(rows, benchmark, columns=columns), benchmark, links=False)
         opened = " open" if place == 0 else ""
         found.append(f"<details{opened}><summary>Ranked by {escape(f.benchmark_label(benchmark))}</summary>{table}</details>")
     return found
@@ -83,9 +84,12 @@ def _comparisons(session: Session, rows: list[Row]) -> list[str]:
 
 
 def figure(series: Series, width: int = 320, height: int = 170) -> str:
-    """Score over a run's policies as SVG: band, line, points, the first policy dashed; the numbers again in words below."""
+    """Score over a run's policies as SVG: band, line, points; dashed lines for the first policy and, longer, offline baselines;
+    the numbers again in words below."""
     known = [(place, point.cell) for place, point in enumerate(series.points) if point.cell.value is not None]
     ends = [end for _, cell in known for end in (cell.low, cell.high, cell.value) if end is not None]
+    beside_it = [point.cell.value for point in series.baselines if point.cell.value is not None]
+    ends += beside_it
     words = escape(charts.iterations_in_words(series))
     name = markup.text(f"{f.benchmark_label(series.benchmark)}: {f.metric_label(series.benchmark, series.metric)}")
     if not known:
@@ -103,7 +107,12 @@ def figure(series: Series, width: int = 320, height: int = 170) -> str:
     banded = [(place, cell.low, cell.high) for place, cell in known if cell.low is not None and cell.high is not None]
     band = [f"{x(p):.1f},{y(up):.1f}" for p, _, up in banded] + [f"{x(p):.1f},{y(down):.1f}" for p, down, _ in reversed(banded)]
     line = " ".join(f"{x(place):.1f},{y(cell.value):.1f}" for place, cell in known)
-    first = y(known[0][1].value)
+    first = series.first.cell.value if series.first else None
+    dashed = [(value, dash) for value, dash in ((first, "3 3"), *((value, "8 3") for value in beside_it)) if value is not None]
+    lines = "".join(
+        f'<line x1="{left}" x2="{width - right}" y1="{y(at):.1f}" y2="{y(at):.1f}" stroke="#888888" stroke-dasharray="{dash}"/>'
+        for at, dash in dashed
+    )
     marks = "".join(f'<circle cx="{x(place):.1f}" cy="{y(cell.value):.1f}" r="4"/>' for place, cell in known)
     below = "".join(
         f'<text x="{x(place):.1f}" y="{height - 6}" text-anchor="middle">{markup.text(charts.policy(point))}</text>'
@@ -116,7 +125,7 @@ def figure(series: Series, width: int = 320, height: int = 170) -> str:
     drawn = (
         f'<g fill="var(--accent)" stroke="none"><polygon points="{" ".join(band)}" opacity="0.16"/>{marks}</g>'
         f'<polyline points="{line}" fill="none" stroke="var(--accent)" stroke-width="2"/>'
-        f'<line x1="{left}" x2="{width - right}" y1="{first:.1f}" y2="{first:.1f}" stroke="#888888" stroke-dasharray="3 3"/>'
+        f"{lines}"
     )
     svg = f'<svg viewBox="0 0 {width} {height}" role="img" aria-label="{words}">{drawn}{below}{beside}</svg>'
     return f"<figure>{markup.root(f'<h3>{name}</h3>', svg)}<figcaption>{words}</figcaption></figure>"

@@ -12,7 +12,9 @@ from hypothesis import strategies as st
 from rich.console import Console
 
 from dashboard import format as f
-from dashboard.ranking import board, letters
+from dashboard import markup
+from dashboard.export import footnotes, to_latex
+from dashboard.ranking import board, comparable, letters
 from db import views
 from db.leaderboard import Row
 from db.models import Evaluation
@@ -147,7 +149,7 @@ def test_json_holds_every_cell_and_says_what_it_is(registry: Registry) -> None:
 
 def test_no_rows_give_an_empty_export_with_its_header() -> None:
     assert report.to_json(board([])) == []
-    assert report.to_csv(board([])).startswith("checkpoint,kind,")
+    assert report.to_csv(board([])).startswith("checkpoint,rank_best,rank_worst,section,kind,")
     assert report.to_markdown(board([])).startswith("| Checkpoint |")
 
 
@@ -187,6 +189,43 @@ def test_two_metrics_of_one_group_are_ranked_apart(registry: Registry, monkeypat
     sections = board(read(registry), "alpaca_eval").sections
     assert [[line.row.name for line in section.lines] for section in sections] == [["controlled"], ["raw"]]
     assert {line.rank for section in sections for line in section.lines} == {(1, 1)}
+    # Where another column sorts, the two stand in one section: they have letters, scales and notes of their own.
+    for name in ("raw", "controlled"):
+        row = next(row for row in read(registry) if row.name == name)
+        sample.score(row.checkpoint_id, "mt_bench", 5.0)
+    table = board(read(registry), "mt_bench")
+    assert sorted(table.letter(line.cells["alpaca_eval"]) for line in table.lines) == ["a", "b"]
+    assert {metric for _, _, metric in markup._scales(table)} == {"score"}, "one cell each: nothing to compare"
+    (note,) = [note for note in footnotes(table) if note.startswith("AlpacaEval 2 (a)")]
+    assert "LC win rate" in note and "differ in judge, data, settings or metric" in footnotes(table)[-1]
+    kept = [line.cells["alpaca_eval"] for line in comparable(table).lines if "alpaca_eval" in line.cells]
+    assert len(kept) == 1 and len(comparable(table).kinds["alpaca_eval"]) == 1
+
+
+def test_downloads_have_the_ranks_and_sections_of_the_page(registry: Registry) -> None:
+    sample = fill(registry)
+    sample.score(sample.checkpoint("judged_by & another", "third_party"), "alpaca_eval", 99.0, judge="gpt", n_failed=1)
+    sample.score(sample.checkpoint("unscored", "third_party"), "mt_bench", 5.0)
+    table = board(read(registry), "alpaca_eval")
+    lines = rows_of(report.to_csv(table))
+    assert [(line["rank_best"], line["rank_worst"]) for line in lines] == [("1", "4")] * 4 + [("1", "1"), ("", "")]
+    assert len({line["section"] for line in lines}) == 3
+    assert lines[4]["section"].startswith("Ranked together: AlpacaEval 2") and "another judge" in lines[4]["section"]
+    assert lines[5]["section"] == "Not ranked: no AlpacaEval 2 score"
+    assert lines[0]["alpaca_eval_complete"] == "True" and lines[0]["alpaca_eval_method"] == "percentile bootstrap over questions"
+    assert [(row["rank_best"], row["section"]) for row in report.to_json(table)][5] == (None, lines[5]["section"])
+    markdown = report.to_markdown(table).split("\n\n")[0].splitlines()
+    assert len(markdown) == 2 + 6 + 3 and markdown[0].startswith("| Checkpoint | Rank | Kind |")
+    assert [line for line in markdown if "Not ranked: no AlpacaEval 2 score" in line] == [markdown[-2]]
+    assert " 1–4 |" in markdown[3] and "1 failed" in markdown[8] and "Date |" in markdown[0]
+    latex = to_latex(table)
+    assert latex.count("\\multicolumn{11}{l}") == 3 and latex.count("\\midrule") == 3 and "judged\\_by \\& another" in latex
+    widths = {
+        line.count(" & ") for line in latex.splitlines() if " & " in line and "multicolumn" not in line and "% " not in line
+    }
+    assert widths == {10}
+    one = board(read(registry))
+    assert {line["section"] for line in rows_of(report.to_csv(one))} == {""} and "multicolumn" not in to_latex(one)
 
 
 def test_the_group_that_the_reader_names_comes_first(registry: Registry) -> None:

@@ -2,6 +2,7 @@
 
 import re
 import shutil
+from dataclasses import replace
 from html import unescape
 from pathlib import Path
 
@@ -9,13 +10,14 @@ import pytest
 from typer.testing import CliRunner
 
 from dashboard import format as f
-from dashboard.site import site
+from dashboard.site import figure, site
 from db import views
 from db.registry import Registry
 from harness.cli import app
 from tests.browser import open_page
 from tests.sample_registry import SCORES, fill
 from tests.test_dashboard import HOSTILE
+from tests.test_screens_leaderboard import beside
 
 
 def made(registry: Registry) -> str:
@@ -34,6 +36,22 @@ def test_every_checkpoint_score_and_curve_is_in_the_file(registry: Registry):
     assert html.count("<svg") == len(SCORES) and html.count("Ranked by") == len(SCORES)
     assert "quickstart/iter-2 against quickstart/iter-1" in text and "no verdicts per question are stored" in text
     assert "<script" not in html and not re.search(r"(href|src)=", html)
+
+
+def test_second_figures_and_baselines_are_in_it_and_a_withheld_first_policy_is_no_line(registry: Registry):
+    fill(registry)
+    beside(registry, 5, "mc1", 33.3)
+    html = made(registry)
+    assert "MC1, %" in html and "33.3" in html
+    with registry.read() as session:
+        (one,) = [one for one in views.iteration_curves(session, "quickstart") if one.benchmark == "alpaca_eval"]
+    assert one.first.role == "sft" and figure(one).count("<line") == 1
+    baseline = replace(one.points[-1], role="offline_dpo", cell=replace(one.points[-1].cell, value=95.0, low=94.0, high=96.0))
+    one.baselines.append(baseline)
+    drawn = figure(one)
+    assert drawn.count("<line") == 2 and 'stroke-dasharray="8 3"' in drawn and ">95.0<" in drawn, "and on the scale"
+    one.first = replace(one.first, cell=replace(one.first.cell, value=None))
+    assert figure(one).count("<line") == 1 and 'stroke-dasharray="3 3"' not in figure(one)
 
 
 def test_an_empty_registry_makes_a_page_too(registry: Registry):
