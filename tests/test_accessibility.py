@@ -1,6 +1,7 @@
 """What a visitor who cannot see the page, or uses no mouse, meets: names, contrast, order, keyboard; both themes and widths."""
 
 import shutil
+import time
 from pathlib import Path
 from typing import Any
 
@@ -65,5 +66,9 @@ def look(page: Any, theme: str, width: int) -> None:
         return
     page.wait_for_selector("[data-testid=stApp][data-test-script-state=notRunning]")
     dark = "getComputedStyle(document.querySelector('[data-testid=stApp]')).colorScheme == 'dark'"
-    page.wait_for_function(f"({dark}) == {str(theme == 'dark').lower()}", timeout=5000)
+    # Asked from outside: a function that waits inside the page would need an eval, which its policy forbids.
+    deadline = time.monotonic() + 5
+    while page.evaluate(dark) != (theme == "dark"):
+        assert time.monotonic() < deadline, f"the page did not turn {theme}"
+        page.wait_for_timeout(50)
     page.wait_for_timeout(300)
