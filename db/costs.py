@@ -8,6 +8,7 @@ from typing import Any
 from sqlalchemy import and_, func, select
 from sqlalchemy.orm import Session
 
+from core.fingerprint import digest
 from db.models import AnswerSet, Cost, Evaluation, Judge, Run, RunCheckpoint, StageRun
 
 
@@ -34,7 +35,9 @@ class RunCost:
     run: str
     status: str
     total: Spent = field(default_factory=Spent)
+    """Its stages, and what it paid its judges itself."""
     iterations: dict[int, Spent] = field(default_factory=lambda: defaultdict(Spent))
+    """Its stages, and what judging its checkpoints cost, whichever run paid for it."""
     checkpoints: int = 0
     """Policies that play a part in the run."""
 
@@ -79,10 +82,18 @@ def by_run(session: Session) -> list[RunCost]:
     for key, kind, amount, micro_dollars in session.execute(spent.where(Cost.scope == "stage")):
         if key in owners:
             _add(runs, *owners[key], kind, amount, micro_dollars)
+    paid = {key: spending for key, *spending in session.execute(spent.where(Cost.scope == "run"))}
+    own = {run: paid.get(digest({"run": one.run})) for run, one in runs.items()}
+    for run, spending in own.items():
+        if spending:
+            runs[run].total.add(*spending)
     evaluated = _evaluation_owners(session)
-    for key, kind, amount, micro_dollars in session.execute(spent.where(Cost.scope == "evaluation")):
+    for key, *spending in session.execute(spent.where(Cost.scope == "evaluation")):
         if key in evaluated:
-            _add(runs, *evaluated[key], kind, amount, micro_dollars)
+            run, iteration = evaluated[key]
+            runs[run].iterations[iteration].add(*spending)
+            if own[run] is None:  # of before runs had bills of their own
+                runs[run].total.add(*spending)
     policies = select(RunCheckpoint.run_id, func.count(RunCheckpoint.checkpoint_id.distinct()))
     policies = policies.where(RunCheckpoint.role.in_(("base", "sft", "iteration", "policy"))).group_by(RunCheckpoint.run_id)
     for run, count in session.execute(policies):

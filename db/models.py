@@ -332,7 +332,7 @@ class Cost(Base):
     scope_key: Mapped[str] = mapped_column(Name(64))
     """Key of the stage or evaluation: a reused stage costs once."""
     kind: Mapped[str] = mapped_column(Name(20))
-    """cpu_seconds | gpu_seconds | judge_tokens | generated_tokens."""
+    """cpu_seconds | gpu_seconds | judge_tokens."""
     amount: Mapped[float]
     micro_dollars: Mapped[int] = mapped_column(BigInteger, default=0)
     created_at: Mapped[datetime] = mapped_column(default=now)

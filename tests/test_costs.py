@@ -6,7 +6,7 @@ from core.fingerprint import digest
 from db import costs
 from db.models import Cost, Evaluation, Run, StageRun
 from db.registry import Registry
-from tests.sample_registry import fill
+from tests.sample_registry import Sample, fill
 from tests.test_dashboard import app, shown, words  # noqa: F401  (app is a fixture)
 
 
@@ -79,3 +79,23 @@ def test_judges_are_listed_with_what_they_cost_and_those_that_cost_nothing(spent
 def test_the_page_shows_time_and_money(app, spent: Registry):  # noqa: F811
     seen = words(shown(app("costs", spent)))
     assert "$2.50" in seen and "12\u2009000" in seen and "about 70 s" in seen
+
+
+def test_a_run_is_billed_for_what_it_paid_and_not_for_what_others_paid_for_its_checkpoints(app, spent: Registry):  # noqa: F811
+    """Run `eval-abc` judges iteration 1 of `quickstart` for 9 dollars; a calibration outside of any run costs 1."""
+    sample = Sample.__new__(Sample)
+    sample.registry = spent
+    sample.run("eval-abc", recipe="evaluation")
+    spend(spent, "run", digest({"run": "eval-abc"}), "judge_tokens", 90_000.0, 9_000_000)
+    spend(spent, "run", digest({"run": "quickstart"}), "judge_tokens", 12_000.0, 2_500_000)
+    with spent.read() as session:
+        ours, calibration = session.get_one(Evaluation, 13).key, session.get_one(Evaluation, 14).key
+    spend(spent, "evaluation", ours, "judge_tokens", 90_000.0, 9_000_000)
+    spend(spent, "evaluation", calibration, "judge_tokens", 10_000.0, 1_000_000)
+    with spent.read() as session:
+        found = {run.run: run for run in costs.by_run(session)}
+    assert (found["eval-abc"].total.micro_dollars, found["eval-abc"].total.judge_tokens) == (9_000_000, 90_000.0)
+    assert found["quickstart"].total.micro_dollars == 2_500_000
+    assert found["quickstart"].iterations[1].micro_dollars == 10_000_000, "what judging it cost, whoever paid"
+    seen = " ".join(words(shown(app("costs", spent))).split())
+    assert "Money $12.50" in seen and "outside of these runs" in seen and "Money per checkpoint" in seen

@@ -18,13 +18,14 @@ def page() -> None:
             empty("Nothing spent yet", "Time and money appear here as stages end.", "harness train-and-eval quickstart")
             return
         st.caption(
-            "Time is wall-clock of stages, with or without an accelerator. What a run reuses is counted in the run that made it. "
-            "Money is the judges', from the price in the recipe; without a price it is not known and shown as a dash."
+            "Time is wall-clock of stages, with or without an accelerator; an evaluation stage asks several benchmarks together. "
+            "What a run reuses is counted in the run that made it. Money is what a run paid its judges, from the price in the "
+            "recipe; without a price it is not known and shown as a dash."
         )
         if runs:
-            st.html(_totals(runs))
+            st.html(_totals(runs, judges))
             st.header("Runs", anchor=False)
-            st.html(_runs(runs))
+            st.html(_runs(runs, judges))
             _queued(read(costs.queued))
             looped = [run for run in runs if len(run.iterations) > 1]
             if looped:
@@ -33,14 +34,18 @@ def page() -> None:
                 column, _ = st.columns([2, 5])
                 chosen = column.selectbox("Run", names, format_func=f.plain, key="of", bind="query-params")
                 st.html(_iterations(looped[names.index(chosen)]))
+                st.caption("The judges' part is what judging these checkpoints cost, whichever run paid for it.")
         if judges:
             st.header("Benchmarks and judges", anchor=False)
             st.html(_judges(judges))
 
 
-def _totals(runs: list[RunCost]) -> str:
+def _totals(runs: list[RunCost], judges: list[JudgeCost]) -> str:
+    """All there is: the sums of the tables below."""
     gpu, cpu = sum(run.total.gpu_seconds for run in runs), sum(run.total.cpu_seconds for run in runs)
-    tokens, money = sum(run.total.judge_tokens for run in runs), sum(run.total.micro_dollars for run in runs)
+    rest = _elsewhere(runs, judges)
+    tokens = sum(run.total.judge_tokens for run in runs) + rest.judge_tokens
+    money = sum(run.total.micro_dollars for run in runs) + rest.micro_dollars
     return markup.facts(
         [
             ("GPU time", hours(gpu), "stages with an accelerator"),
@@ -51,14 +56,24 @@ def _totals(runs: list[RunCost]) -> str:
     )
 
 
-def _runs(runs: list[RunCost]) -> str:
-    names = ("GPU time", "CPU time", "Judges' tokens", "Money", "Checkpoints", "Time per checkpoint")
+def _elsewhere(runs: list[RunCost], judges: list[JudgeCost]) -> Spent:
+    """What judges were paid outside of any run that is here, such as calibrations."""
+    tokens = sum(one.tokens for one in judges) - sum(run.total.judge_tokens for run in runs)
+    money = sum(one.micro_dollars for one in judges) - sum(run.total.micro_dollars for run in runs)
+    return Spent(judge_tokens=max(0.0, tokens), micro_dollars=max(0, money))
+
+
+def _runs(runs: list[RunCost], judges: list[JudgeCost]) -> str:
+    names = ("GPU time", "CPU time", "Judges' tokens", "Money", "Checkpoints", "Time per checkpoint", "Money per checkpoint")
     columns = [Column("Run"), Column("State"), *(Column(name, numeric=True) for name in names)]
-    rows = []
+    rows: list[list[object]] = []
     for run in runs:
-        each = (run.total.gpu_seconds + run.total.cpu_seconds) / run.checkpoints if run.checkpoints else None
-        counts = [str(run.checkpoints), hours(each)]
-        rows.append([run.run, markup.state(run.status), *_spent(run.total), *counts])
+        time, money = run.total.gpu_seconds + run.total.cpu_seconds, run.total.micro_dollars
+        each = [hours(time / run.checkpoints), f.dollars(money / run.checkpoints)] if run.checkpoints else [f.ABSENT] * 2
+        rows.append([run.run, markup.state(run.status), *_spent(run.total), str(run.checkpoints), *each])
+    rest = _elsewhere(runs, judges)
+    if rest.judge_tokens or rest.micro_dollars:
+        rows.append(["outside of these runs", "", *_spent(rest), "", "", ""])
     return markup.plain_table("Runs", columns, rows)
 
 
