@@ -7,6 +7,7 @@ import re
 
 import pytest
 
+from core.fingerprint import digest
 from db.models import Judge, Score
 from db.registry import Registry
 from tests.sample_registry import Sample, fill
@@ -112,7 +113,10 @@ def test_one_judge_and_only_what_can_be_compared(app, filled: Registry) -> None:
 def test_two_ticked_rows_lead_to_their_comparison(app, filled: Registry) -> None:  # noqa: F811
     assert not app("leaderboard", filled, tick=["quickstart/iter-2"]).get("page_link")
     (link,) = app("leaderboard", filled, tick=["quickstart/iter-2", "quickstart/sft"]).get("page_link")
-    assert link.proto.page.endswith("compare") and link.proto.query_string == "a=quickstart%2Fiter-2&b=quickstart%2Fsft"
+    assert (
+        link.proto.page.endswith("compare")
+        and link.proto.query_string == f"a={digest('quickstart/iter-2')}&b={digest('quickstart/sft')}"
+    )
 
 
 def test_the_link_to_copy_holds_every_filter(app, filled: Registry) -> None:  # noqa: F811

@@ -41,8 +41,9 @@ def page() -> None:
             empty("Nothing to rank yet", reason, "harness train-and-eval quickstart", "harness eval PATH_OR_HUB_ID")
             return
         runs = [run.name for run in read(views.runs)]
+        theirs = ", published ones with what was published" if any(row.source == "published" for row in rows) else ""
         st.caption(
-            f"{f.plural(len(rows), 'checkpoint')}, {f.plural(len(runs), 'run')}. Every score stands with its 95 % interval; "
+            f"{f.plural(len(rows), 'checkpoint')}, {f.plural(len(runs), 'run')}. Every score stands with its 95 % interval{theirs}; "
             "checkpoints whose intervals overlap share a range of ranks."
         )
         chosen = _filters(rows, runs)
@@ -119,7 +120,7 @@ def _compare(rows: list[Row]) -> None:
         "Tick two checkpoints", options, format_func=labels.__getitem__, max_selections=2, key="tick", bind="query-params"
     )
     if len(ticked) == 2:
-        query = dict(zip("ab", (labels[key] for key in ticked), strict=True))
+        query = dict(zip("ab", ticked, strict=True))
         st.page_link("screens/compare.py", label="Compare them", icon=":material/compare_arrows:", query_params=query)
 
 
