@@ -43,8 +43,8 @@ def page() -> None:
         runs = [run.name for run in read(views.runs)]
         theirs = ", published ones with what was published" if any(row.source == "published" for row in rows) else ""
         st.caption(
-            f"{f.plural(len(rows), 'checkpoint')}, {f.plural(len(runs), 'run')}. Every score stands with its 95 % interval{theirs}; "
-            "checkpoints whose intervals overlap share a range of ranks."
+            f"{f.plural(len(rows), 'checkpoint')}, {f.plural(len(runs), 'run')}. "
+            f"Every score stands with its 95 % interval{theirs}; checkpoints whose intervals overlap share a range of ranks."
         )
         chosen = _filters(rows, runs)
         _table(chosen)
