@@ -23,7 +23,13 @@ _CELL_FIELDS = ("value", "low", "high", *_CHANGE, "n", "n_failed", "complete", "
 _CELL_FIELDS += ("flags",)
 # What TeX would act on (The TeXbook, chapter 7: the characters with a category of their own).
 _TEX = {"\\": r"\textbackslash{}", "~": r"\textasciitilde{}", "^": r"\textasciicircum{}", "\u2212": "$-$", "\u2013": "--"}
-_TEX |= {mark: f"\\{mark}" for mark in "&%$#_{}"} | {"[": "{[}", "]": "{]}", f.FLAG: r"\textdagger{}", "\u2009": r"\,"}
+_TEX |= {mark: f"\\{mark}" for mark in "&%$#_{}"} | {
+    "[": "{[}",
+    "]": "{]}",
+    "*": "{*}",
+    f.FLAG: r"\textdagger{}",
+    "\u2009": r"\,",
+}
 _TEX |= {"▲": r"$\blacktriangle$", "▼": r"$\blacktriangledown$", "<": r"\textless{}", ">": r"\textgreater{}"}
 
 
@@ -60,7 +66,7 @@ def to_csv(table: Board) -> str:
 
     Numbers stay numbers; text that a spreadsheet would take for a formula gets a leading apostrophe.
     """
-    head = ["checkpoint", "rank_best", "rank_worst", "section", "kind", "iteration", "run", "base", "parent", "answer_tokens"]
+    head = ["checkpoint", "rank_low", "rank_high", "section", "kind", "iteration", "run", "base", "parent", "answer_tokens"]
     head += ["seconds", "dollars", "created_at", "fingerprint"]
     columns = [(name, key) for name in table.benchmarks for key in _CELL_FIELDS]
     out = io.StringIO()
@@ -75,7 +81,9 @@ def to_csv(table: Board) -> str:
 def to_markdown(table: Board) -> str:
     """A table with `value [low, high]` cells, and below it what the letters behind the values stand for."""
     heads = ["Checkpoint", "Rank", "Kind", *(_heading(table, name) for name in table.benchmarks)]
-    heads += ["Tokens", "Time", "Dollars", "Date"]
+    # As on the page: no column of dashes where nothing was paid.
+    paid = any(line.row.micro_dollars for line in table.lines)
+    heads += ["Tokens", "Time", *(["Dollars"] if paid else []), "Date"]
     lines = [_line(heads), _line([":--", "--:", ":--", *["--:"] * (len(heads) - 3)])]
     for section, line in _lines(table):
         if line is None:
@@ -84,7 +92,8 @@ def to_markdown(table: Board) -> str:
         cells = [_cell(table, line.cells.get(name)) for name in table.benchmarks]
         row = line.row
         known = [_escape(f.plain(row.name)), f.rank(line.rank), _escape(f.kind(row))]
-        measures = [f.count(row.answer_tokens), f.duration(row.seconds), f.dollars(row.micro_dollars), f.day(row.created_at)]
+        spent = [f.dollars(row.micro_dollars)] if paid else []
+        measures = [f.count(row.answer_tokens), f.duration(row.seconds), *spent, f.day(row.created_at)]
         lines.append(_line([*known, *cells, *measures]))
     notes = [f"- {_escape(note)}" for note in footnotes(table)]
     return "\n".join([*lines, "", "95 % intervals in brackets.", "", *notes]) + "\n"
@@ -116,7 +125,7 @@ def to_latex(table: Board) -> str:
             "\\toprule",
             _tex_line(heads),
             _tex_line(metrics),
-            *([] if len(table.sections) > 1 else ["\\midrule"]),
+            *([] if table.parted else ["\\midrule"]),
             *body,
             "\\bottomrule",
             "\\end{tabular}",
@@ -136,10 +145,10 @@ def _lines(table: Board) -> Iterator[tuple[str, Ranked | None]]:
 
 def section_of(table: Board, section: Section) -> str:
     """What a section's lines have in common, in words; "" where the table has only one."""
-    if len(table.sections) < 2:
+    if not table.parted:
         return ""
     benchmark = next((one.group.benchmark for one in table.sections if one.group), None)
-    return ": ".join(section_words(section, table.sections[0], benchmark))
+    return ": ".join(section_words(section, table.first or section, benchmark))
 
 
 def section_words(section: Section, first: Section, benchmark: str | None) -> tuple[str, str]:
@@ -170,6 +179,17 @@ def _apart(group: Group, metric: str, first: Section) -> str:
     )
 
 
+def column_label(name: str) -> str:
+    """A column's title by itself: of a second figure, `benchmark/metric`, with the metric."""
+    metric = name.partition("/")[2]
+    return f.benchmark_label(name) + (f", {f.metric_label(name, metric).removesuffix(', %')}" if metric else "")
+
+
+def no_interval(cell: Cell) -> str:
+    """What is said of a published score that came without an interval: nothing below it is one; "" of every other."""
+    return "no interval published" if cell.judge_kind == "published" and cell.value is not None and not f.interval(cell) else ""
+
+
 def footnotes(table: Board) -> list[str]:
     """What each benchmark's cells are: one line per comparability group and metric."""
     lines = []
@@ -186,8 +206,12 @@ def footnotes(table: Board) -> list[str]:
             questions = sorted({cell.n_questions for cell in cells})
             n = str(questions[0]) if len(questions) == 1 else f"{questions[0]} to {questions[-1]}"
             failed = sum(cell.n_failed for cell in cells)
-            parts = [f.metric_label(name, metric), f.data_version(group.version), f"{n} questions"]
+            # Some published tables do not say of how many questions they are.
+            parts = [f.metric_label(name, metric), f.data_version(group.version), *([f"{n} questions"] if questions[-1] else [])]
             parts += [f"judge: {f.judge(group)}", *f.trust(group.trust), *([f"{failed} items failed"] if failed else [])]
+            if bare := [cell for cell in cells if no_interval(cell)]:
+                some = "" if len(bare) == len(cells) else f"{len(bare)} of {len(cells)} with "
+                parts.append(some + no_interval(bare[0]))
             lines.append(f"{f.benchmark_label(name)}{f' ({letter})' if letter else ''}: {'; '.join(parts)}")
     if any(len(table.kinds.get(name, [])) > 1 for name in table.benchmarks):
         lines.append("Values with different letters differ in judge, data, settings or metric and are not ranked together.")
@@ -213,8 +237,8 @@ def _record(table: Board, section: Section, line: Ranked) -> dict[str, Any]:
     row, cells = line.row, _cells(table, line)
     return {
         "checkpoint": row.name,
-        "rank_best": line.rank[0] if line.rank else None,
-        "rank_worst": line.rank[1] if line.rank else None,
+        "rank_low": line.rank[0] if line.rank else None,
+        "rank_high": line.rank[1] if line.rank else None,
         "section": section_of(table, section),
         "kind": row.kind,
         "iteration": row.iteration,
@@ -274,13 +298,15 @@ def _neutral(value: Any) -> Any:
 
 def _heading(table: Board, name: str) -> str:
     starter = all(f.is_starter(group.version) for group in table.groups[name])
-    return _escape(f.benchmark_label(name)) + (f" ({f.STARTER})" if starter else "")
+    return _escape(column_label(name)) + (f" ({f.STARTER})" if starter else "")
 
 
 def _cell(table: Board, cell: Cell | None) -> str:
     letter = table.letter(cell) if cell else ""
     marks = (f" ({letter})" if letter else "") + (f.FLAG if cell and cell.flags else "")
-    beside = [f.change(cell), f"{cell.n_failed} failed" if cell.n_failed else ""] if cell else []
+    # A withheld score says itself how many failed.
+    failed = f"{cell.n_failed} failed" if cell and cell.n_failed and cell.value is not None else ""
+    beside = [f.change(cell), failed] if cell else []
     return _escape(f.score(cell)) + marks + "".join(f"; {_escape(part)}" for part in beside if part)
 
 

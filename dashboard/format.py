@@ -194,7 +194,11 @@ def describe(cell: Cell) -> str:
     if cell.value is None:
         bounds = " to ".join(number(cell.benchmark, bound) for bound in (cell.worst, cell.best))
         parts = [f"withheld, {cell.n_failed} of {cell.n + cell.n_failed} failed; it lies within {bounds}"]
-    parts += [f"n = {cell.n}, {cell.n_failed} failed", *([] if cell.complete else ["evaluation not complete"])]
+    # Some published tables do not say of how many questions they are.
+    parts += [
+        *([f"n = {cell.n}, {cell.n_failed} failed"] if cell.n or cell.n_failed else []),
+        *([] if cell.complete else ["evaluation not complete"]),
+    ]
     parts += [plain(cell.method), f"judge: {judge(cell)}"]
     parts += [f"flagged: {plain(flag['reason'])}" for flag in cell.flags]
     if change(cell):

@@ -7,7 +7,7 @@ from html import escape
 from urllib.parse import quote
 
 from dashboard import format as f
-from dashboard.export import footnotes, section_words
+from dashboard.export import footnotes, no_interval, section_words
 from dashboard.ranking import Board, Ranked, Section
 from dashboard.theme import COLOURS
 from db.leaderboard import Cell, Row
@@ -112,7 +112,7 @@ def leaderboard(board: Board, benchmark: str | None, links: bool = True) -> Mark
     head += [f'<th scope="col" class="n">{one.title}<small>{one.note}</small></th>' for one in measures]
     bodies = []
     for section in board.sections:
-        title = _section(section, board.sections[0], benchmark, len(head)) if len(board.sections) > 1 else ""
+        title = _section(section, board.first or section, benchmark, len(head)) if board.parted else ""
         lines = "".join(_line(board, line, scales, own, ranked, links, measures) for line in section.lines)
         bodies.append(f"<tbody>{title}{lines}</tbody>")
     table = _scroll("Leaderboard", f"<thead><tr>{''.join(head)}</tr></thead>{''.join(bodies)}", "board")
@@ -159,7 +159,7 @@ def _column(board: Board, name: str, sorts: bool) -> str:
     notes = [text(metrics)]
     if all(f.is_starter(group.version) for group in several):
         notes.append(Markup('<span class="warn">starter set</span>'))
-    if (asked := _questions(board, name)) is not None:
+    if asked := _questions(board, name):
         notes.append(text(f"n {asked}"))
     small = "".join(f"<small>{note}</small>" for note in notes)
     marks = ('n sorted" aria-sort="descending' if _descending(cells) else 'n sorted" aria-sort="ascending') if sorts else "n"
@@ -167,7 +167,8 @@ def _column(board: Board, name: str, sorts: bool) -> str:
 
 
 def _questions(board: Board, name: str) -> int | None:
-    """The questions of a column's cells; None where they differ, and each cell tells its own."""
+    """The questions of a column's cells, 0 where a published table does not say; None where they differ, and each cell tells
+    its own."""
     found = {line.cells[name].n_questions for line in board.lines if name in line.cells}
     return found.pop() if len(found) == 1 else None
 
@@ -222,9 +223,10 @@ def _cell(board: Board, cell: Cell | None, scales: Scales, counted: bool, links:
     superscript = f"<sup>{text(mark)}</sup>" if mark else ""
     interval = f.interval(cell)
     low_high = f'<span class="i">{text(interval)}</span>{_bar(cell, scales)}' if interval else ""
-    n = f"<small>{text(f'n {cell.n_questions}')}</small>" if counted else ""
+    n = f"<small>{text(f'n {cell.n_questions}')}</small>" if counted and cell.n_questions else ""
     below = f"{low_high}{_change(cell)}{n}{warnings}"
-    return f'<td title="{text(f.describe(cell))}"><b>{value}</b>{superscript}{below}</td>'
+    tooltip = "; ".join(filter(None, (f.describe(cell), no_interval(cell))))
+    return f'<td title="{text(tooltip)}"><b>{value}</b>{superscript}{below}</td>'
 
 
 def _change(cell: Cell) -> str:

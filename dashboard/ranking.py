@@ -44,6 +44,10 @@ class Board:
     sections: list[Section]
     kinds: dict[str, list[Kind]]
     """benchmark -> what its cells may be compared within, in the order of their letters."""
+    first: Section | None
+    """The section that the others are told apart from, also where a slice begins behind it."""
+    parted: bool
+    """Whether there are several sections, also where a slice holds one."""
 
     @property
     def lines(self) -> list[Ranked]:
@@ -103,7 +107,7 @@ def _made(benchmarks: list[str], groups: dict[str, list[Group]], sections: list[
     for cell in shown:
         kinds[cell.benchmark].add((cell.group, cell.metric))
     ordered = {name: sorted(of, key=lambda kind: (places[name, kind[0]], kind[1])) for name, of in kinds.items()}
-    return Board(benchmarks, groups, sections, ordered)
+    return Board(benchmarks, groups, sections, ordered, sections[0] if sections else None, len(sections) > 1)
 
 
 def comparable(table: Board) -> Board:

@@ -10,6 +10,7 @@ from sqlalchemy.orm import Session
 from dashboard import charts, markup
 from dashboard import format as f
 from dashboard.comparison_table import EXPLAINED, comparison_table
+from dashboard.export import column_label
 from dashboard.ranking import board
 from dashboard.theme import STYLE
 from db import views
@@ -34,6 +35,7 @@ svg { width: 100%; height: auto; } svg text { font-size: 11px; fill: light-dark(
 def site(session: Session, title: str = "RLHF leaderboard") -> str:
     """The whole file. Published reference rows are in the rankings, marked as such."""
     rows = views.leaderboard(session, metrics=f.BESIDE)
+    theirs = ", published ones with what was published" if any(row.source == "published" for row in rows) else ""
     parts = [
         "<!doctype html>",
         f'<html lang="en"><head><meta charset="utf-8"><title>{escape(title)}</title>',
@@ -41,7 +43,7 @@ def site(session: Session, title: str = "RLHF leaderboard") -> str:
         '<meta name="viewport" content="width=device-width, initial-scale=1">',
         f"{STYLE}{_PAGE}</head><body><main>",
         f"<h1>{escape(title)}</h1>",
-        f"<p>{f.plural(len(rows), 'checkpoint')}; made {f.moment(now())} UTC. Every score stands with its 95 % interval; "
+        f"<p>{f.plural(len(rows), 'checkpoint')}; made {f.moment(now())} UTC. Every score stands with its 95 % interval{theirs}; "
         "checkpoints whose intervals overlap share a range of ranks.</p>",
         *_rankings(rows),
         *_curves(session),
@@ -58,7 +60,7 @@ def _rankings(rows: list[Row]) -> list[str]:
     for place, benchmark in enumerate(f.order_benchmarks(columns)):
         table = markup.leaderboard(board(rows, benchmark, columns=columns), benchmark, links=False)
         opened = " open" if place == 0 else ""
-        found.append(f"<details{opened}><summary>Ranked by {escape(f.benchmark_label(benchmark))}</summary>{table}</details>")
+        found.append(f"<details{opened}><summary>Ranked by {escape(column_label(benchmark))}</summary>{table}</details>")
     return found
 
 

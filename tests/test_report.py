@@ -17,7 +17,7 @@ from dashboard.export import footnotes, to_latex
 from dashboard.ranking import board, comparable, letters
 from db import views
 from db.leaderboard import Row
-from db.models import Evaluation
+from db.models import Evaluation, Score
 from db.registry import Registry
 from evals.comparison import compare
 from evals.paired import Compared
@@ -149,7 +149,7 @@ def test_json_holds_every_cell_and_says_what_it_is(registry: Registry) -> None:
 
 def test_no_rows_give_an_empty_export_with_its_header() -> None:
     assert report.to_json(board([])) == []
-    assert report.to_csv(board([])).startswith("checkpoint,rank_best,rank_worst,section,kind,")
+    assert report.to_csv(board([])).startswith("checkpoint,rank_low,rank_high,section,kind,")
     assert report.to_markdown(board([])).startswith("| Checkpoint |")
 
 
@@ -202,18 +202,31 @@ def test_two_metrics_of_one_group_are_ranked_apart(registry: Registry, monkeypat
     assert len(kept) == 1 and len(comparable(table).kinds["alpaca_eval"]) == 1
 
 
+def test_bars_of_two_metrics_of_one_group_have_scales_of_their_own(registry: Registry, monkeypatch: pytest.MonkeyPatch) -> None:
+    sample = Sample(registry)
+    for value in (30.0, 40.0):
+        sample.score(sample.checkpoint(f"raw {value}", "base"), "alpaca_eval", value)
+    monkeypatch.setitem(SCORES, "alpaca_eval", ("length_controlled_winrate", *SCORES["alpaca_eval"][1:]))
+    for value in (60.0, 75.0):
+        sample.score(sample.checkpoint(f"controlled {value}", "base"), "alpaca_eval", value)
+    html = markup.leaderboard(board(read(registry), "alpaca_eval"), "alpaca_eval")
+    bars = re.findall(r'class="bar" style="--l:(\d+)%', html)
+    assert bars == ["26", "0", "19", "0"], "from the lowest end of its own metric to the highest"
+
+
 def test_downloads_have_the_ranks_and_sections_of_the_page(registry: Registry) -> None:
     sample = fill(registry)
     sample.score(sample.checkpoint("judged_by & another", "third_party"), "alpaca_eval", 99.0, judge="gpt", n_failed=1)
     sample.score(sample.checkpoint("unscored", "third_party"), "mt_bench", 5.0)
     table = board(read(registry), "alpaca_eval")
     lines = rows_of(report.to_csv(table))
-    assert [(line["rank_best"], line["rank_worst"]) for line in lines] == [("1", "4")] * 4 + [("1", "1"), ("", "")]
+    assert [(line["rank_low"], line["rank_high"]) for line in lines] == [("1", "4")] * 4 + [("1", "1"), ("", "")]
     assert len({line["section"] for line in lines}) == 3
     assert lines[4]["section"].startswith("Ranked together: AlpacaEval 2") and "another judge" in lines[4]["section"]
     assert lines[5]["section"] == "Not ranked: no AlpacaEval 2 score"
     assert lines[0]["alpaca_eval_complete"] == "True" and lines[0]["alpaca_eval_method"] == "percentile bootstrap over questions"
-    assert [(row["rank_best"], row["section"]) for row in report.to_json(table)][5] == (None, lines[5]["section"])
+    last = report.to_json(table)[5]
+    assert (last["rank_low"], last["rank_high"], last["section"]) == (None, None, lines[5]["section"])
     markdown = report.to_markdown(table).split("\n\n")[0].splitlines()
     assert len(markdown) == 2 + 6 + 3 and markdown[0].startswith("| Checkpoint | Rank | Kind |")
     assert [line for line in markdown if "Not ranked: no AlpacaEval 2 score" in line] == [markdown[-2]]
@@ -224,8 +237,30 @@ def test_downloads_have_the_ranks_and_sections_of_the_page(registry: Registry) -
         line.count(" & ") for line in latex.splitlines() if " & " in line and "multicolumn" not in line and "% " not in line
     }
     assert widths == {10}
+    sample.checkpoint("*starred", "third_party")
     one = board(read(registry))
+    assert "{*}starred" in to_latex(one), "or the line's end would take it for its own star"
     assert {line["section"] for line in rows_of(report.to_csv(one))} == {""} and "multicolumn" not in to_latex(one)
+
+
+def test_markdown_has_the_columns_and_failures_of_the_page_each_once(registry: Registry) -> None:
+    sample = Sample(registry)
+    sample.score(sample.checkpoint("some failed", "base"), "alpaca_eval", 30.0, n_failed=1)
+    sample.score(sample.checkpoint("too many failed", "base"), "alpaca_eval", None, n_failed=3)
+    with registry.write() as session:
+        second = Score(evaluation_id=1, metric="avg_length", value=1234.0, n=16, n_failed=0, method="mean")
+        session.add(second)
+    with registry.read() as session:
+        rows = views.leaderboard(session, metrics=["alpaca_eval/avg_length"])
+    head, _, some, many = report.to_markdown(board(rows)).split("\n\n")[0].splitlines()
+    assert "| AlpacaEval 2 (starter" in head and "| AlpacaEval 2, mean characters (starter" in head, "told apart by its metric"
+    assert some.count("failed") == 2 and "; 1 failed |" in some, "in the name and in the cell"
+    assert "| withheld (3 failed) |" in many, "not said twice"
+    assert "Dollars" not in head and "| Date |" in head, "nothing was paid: the page has no such column either"
+    rows[0].micro_dollars = 5_000_000
+    head, rule, some, many = report.to_markdown(board(rows)).split("\n\n")[0].splitlines()
+    assert "| Dollars | Date |" in head and "| $5.00 |" in some
+    assert len({line.count(" |") for line in (head, rule, some, many)}) == 1
 
 
 def test_the_group_that_the_reader_names_comes_first(registry: Registry) -> None:
@@ -245,6 +280,9 @@ def test_a_slice_keeps_the_ranks_of_the_whole(registry: Registry) -> None:
     parts = [table.slice(start, start + 2) for start in (0, 2, 4)]
     assert [line for part in parts for line in part.lines] == table.lines
     assert [len(part.lines) for part in parts] == [2, 2, 1]
+    said = markup.leaderboard(parts[2], "alpaca_eval")
+    assert "Not ranked with those above: another judge." in said, "also where the slice holds nothing else"
+    assert "Ranked together" in markup.leaderboard(parts[1], "alpaca_eval")
 
 
 def test_the_status_table_shows_state_progress_and_errors(registry: Registry) -> None:

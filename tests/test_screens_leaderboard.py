@@ -6,9 +6,10 @@ import json
 import re
 
 import pytest
+from sqlalchemy import select
 
 from core.fingerprint import digest
-from db.models import Judge, Score
+from db.models import AnswerSet, Judge, Score
 from db.registry import Registry
 from tests.sample_registry import Sample, fill
 from tests.test_dashboard import app, shown, words  # noqa: F401  (app is a fixture)
@@ -170,3 +171,42 @@ def test_groups_that_differ_in_the_judge_s_prompt_alone_can_each_be_chosen(app, 
         chosen = app("leaderboard", filled, **{"by": "AlpacaEval 2", "group-alpaca_eval": label})
         first.add(names(table(chosen))[0])
     assert first == {"quickstart/iter-2", "one/model", "two/model"}
+
+
+def cells_of(html: str, name: str) -> list[tuple[str, str]]:
+    """(tooltip, what is shown) of each score in the line of `name`."""
+    line = html[html.index(f">{name}<") :].partition("</tr>")[0]
+    return [(title, words(cell)) for title, cell in re.findall(r'<td title="([^"]*)">(.*?)</td>', line)]
+
+
+def test_cells_of_different_numbers_of_questions_each_say_theirs(app, filled: Registry) -> None:  # noqa: F811
+    assert "n 16" in heads(table(app("leaderboard", filled)))[2], "one number for all stands in the column's head"
+    sample = again(filled)
+    sample.score(sample.checkpoint("other/model", "third_party"), "alpaca_eval", 50.0, judge="gpt")
+    with filled.write() as session:
+        session.scalars(select(AnswerSet).order_by(AnswerSet.id.desc())).first().n_questions = 805
+    html = table(app("leaderboard", filled))
+    assert " n " not in heads(html)[2]
+    assert cells_of(html, "other/model")[0][1].split()[-2:] == ["n", "805"]
+    assert "n 16" in " ".join(cells_of(html, "quickstart/sft")[0][1].split())
+    assert " n " not in cells_of(html, "quickstart/sft")[2][1], "MT-Bench: its head says it"
+
+
+def test_a_published_score_without_an_interval_says_so(app, filled: Registry, files: dict) -> None:  # noqa: F811
+    sample = again(filled)
+    with filled.write() as session:
+        theirs = Judge(key="published", name="gpt-4", kind="published", config={})
+        session.add(theirs)
+    sample.judges["theirs"] = theirs.id
+    bare, whole = (sample.checkpoint(name, "published", source="published") for name in ("paper/bare", "paper/whole"))
+    sample.score(bare, "mt_bench", 8.99, judge="theirs", low=None, high=None)
+    sample.score(whole, "mt_bench", 7.93, judge="theirs")
+    with filled.write() as session:
+        session.scalars(select(AnswerSet).order_by(AnswerSet.id.desc())).first().n_questions = 0
+    page = shown(app("leaderboard", filled, by="MT-Bench"))
+    ((said, seen),) = cells_of(page, "paper/bare")
+    assert "8.99" in seen and "[" not in seen and said.endswith("; no interval published")
+    ((said, seen),) = cells_of(page, "paper/whole")
+    assert "[7.03, 8.83]" in seen and "no interval" not in said
+    assert "n 0" not in " ".join(seen.split()), "the table did not say of how many questions it is"
+    assert "1 of 2 with no interval published" in words(page) and "1 of 2 with no interval published" in files["Markdown"]()

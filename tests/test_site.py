@@ -43,6 +43,8 @@ def test_second_figures_and_baselines_are_in_it_and_a_withheld_first_policy_is_n
     beside(registry, 5, "mc1", 33.3)
     html = made(registry)
     assert "MC1, %" in html and "33.3" in html
+    titles = re.findall(r"Ranked by ([^<]*)<", html)
+    assert "TruthfulQA" in titles and "TruthfulQA, MC1" in titles and len(set(titles)) == len(titles)
     with registry.read() as session:
         (one,) = [one for one in views.iteration_curves(session, "quickstart") if one.benchmark == "alpaca_eval"]
     assert one.first.role == "sft" and figure(one).count("<line") == 1

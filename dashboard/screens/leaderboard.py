@@ -73,7 +73,7 @@ def _filters(rows: list[Row], runs: list[str]) -> Chosen:
     benchmarks = [name for name in columns if name in found]
     if not benchmarks:
         return Chosen(kept, columns, None, None, only)
-    rank_by = right.selectbox("Rank by", benchmarks, format_func=_column, key="by", bind="query-params")
+    rank_by = right.selectbox("Rank by", benchmarks, format_func=export.column_label, key="by", bind="query-params")
     groups = {group.key: group for group in order_groups(views.groups(kept)[rank_by])}
     if len(groups) < 2:
         return Chosen(kept, columns, rank_by, None, only)
@@ -102,7 +102,9 @@ def _view(rows: list[Row]) -> tuple[list[Row], list[str], bool]:
     options = f.order_benchmarks(
         {name for row in rows for name, cell in row.cells.items() if "/" not in name or not cell.headline}
     )
-    picked = st.multiselect("Columns", options, format_func=_column, placeholder="Headlines", key="columns", bind="query-params")
+    picked = st.multiselect(
+        "Columns", options, format_func=export.column_label, placeholder="Headlines", key="columns", bind="query-params"
+    )
     columns = f.order_benchmarks(set(picked)) or [name for name in options if "/" not in name or name in f.BESIDE]
     styled = {name: f"{name}/style_controlled_score" for name in f.STYLED if f"{name}/style_controlled_score" in options}
     help_text = "Arena-Hard as it would be if all answers were of one length and layout."
@@ -142,7 +144,9 @@ def _table(chosen: Chosen) -> None:
         table = comparable(table)
         hidden -= len(table.lines)
         if hidden:
-            st.caption(f"{f.plural(hidden, 'checkpoint')} hidden: not comparable in {f.words(_column(benchmark or ''))}.")
+            st.caption(
+                f"{f.plural(hidden, 'checkpoint')} hidden: not comparable in {f.words(export.column_label(benchmark or ''))}."
+            )
     st.html(markup.leaderboard(_page_of(table), benchmark))
     with st.container(horizontal=True, gap="small"):
         _download("CSV", lambda: export.to_csv(table), "csv", "text/csv")
@@ -198,11 +202,6 @@ def _judged_by(row: Row, judge: str) -> Row:
         if (kept := [cell for cell in several if cell.judge == judge or cell.judge_kind in _OURS])
     }
     return replace(row, evaluations=evaluations, cells={name: several[0] for name, several in evaluations.items()})
-
-
-def _column(name: str) -> str:
-    metric = name.partition("/")[2]
-    return f.benchmark_label(name) + (f", {f.metric_label(name, metric).removesuffix(', %')}" if metric else "")
 
 
 def _group(group: Group) -> str:
