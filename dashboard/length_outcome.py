@@ -43,7 +43,7 @@ def length_outcome(pairs: Sequence[Pair], first: str, scale: str) -> Spec:
     # Not shared with the lines: a field of all layers would take the place of their one value.
     points = {
         "x": field("longer", title=f"characters by which {f.plain(first)} is longer", axis={"grid": False, "tickCount": 6}),
-        "y": field("better", title=f"first minus second ({scale})", axis={"tickCount": 5}),
+        "y": field("better", title=f"difference, {scale.rpartition(', ')[2]}", axis={"tickCount": 5}),
         "tooltip": [
             field("question", "nominal", title="Question"),
             field("longer", title="Longer by", format=".0f"),

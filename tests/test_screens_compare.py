@@ -289,7 +289,7 @@ def test_the_unit_of_a_verdict_is_said(app, judged: Registry) -> None:  # noqa: 
     test = app("compare", judged)
     assert "Question quickstart/iter-2 (verdict, 0 to 1) quickstart/iter-1 (verdict, 0 to 1) Difference" in said_by(test)
     (chart,) = [*test.get("vega_lite_chart"), *test.get("arrow_vega_lite_chart")]
-    assert "first minus second (verdict, 0 to 1)" in chart.proto.spec
+    assert "difference, 0 to 1" in chart.proto.spec
     units = ("mt_bench", "held_out_reward", "human_eval")
     assert [verdict_scale(BENCHMARKS[name].unit) for name in units] == ["rating, 1 to 10", "reward", "verdict, 0 to 1"]
     assert verdict_scale("unknown") == "verdict"
